@@ -1,0 +1,1 @@
+"""Continuous reinforcement learning of market agents, as Dagster assets."""

@@ -1,0 +1,25 @@
+"""Errors that a person can act on. Each message is one sentence that says what is wrong and what to do."""
+
+
+class RlAssetsError(Exception):
+    """Base of every error that the command line prints as one sentence, without a traceback."""
+
+
+class ConfigurationError(RlAssetsError):
+    """A setting is missing or has a value that cannot be used."""
+
+
+class DatabaseError(RlAssetsError):
+    """The database cannot be reached, started or migrated."""
+
+
+class MalformedInput(RlAssetsError):
+    """A file or row does not have the shape that it must have."""
+
+
+class MissingCheckpoint(RlAssetsError):
+    """A checkpoint that the registry names is not on disk, or is not what it was."""
+
+
+class LedgerConflict(RlAssetsError):
+    """A state change that the ledger does not allow."""
