@@ -1,0 +1,185 @@
+"""The conversation format: rules, observations and actions as text. Every policy, small or large, reads and writes this.
+
+A change of wording is a change of `PROMPT_VERSION`: episodes of different versions are never compared.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+
+from rl_assets.market.engine import Do, Engine, Orders
+from rl_assets.market.snapshot import WorldConfig
+from rl_assets.market.sources import SOURCES
+
+PROMPT_VERSION = "market-1"
+SIZES = (25, 50, 100)
+"""Dollars that the rules suggest; any size of at least one dollar is accepted."""
+MONEY_STEP = 25
+"""Dollars to which money is rounded in observations."""
+PERP_STEP = 0.5
+"""Percent to which moves of perpetuals are rounded in observations."""
+
+HOLD_TEXT = '{"do":"hold"}'
+
+
+def system_message(config: WorldConfig) -> str:
+    """The rules of a world and the schema of an action."""
+    lines = [
+        f"You trade for {config.ticks} ticks with ${config.start_cash:.0f}. Earn as much as you can.",
+    ]
+    if config.markets:
+        lines.append(
+            "Prediction markets pay $1 per share of the side that comes true. The first number is the price of YES."
+        )
+    if config.perps:
+        lines.append(
+            f"Perpetuals are long or short with {config.leverage}x leverage. The first number is the move since the start."
+        )
+    lines += [
+        "Sources post whether something is worth more or less than its price. Some know, some guess, some mislead.",
+        'Answer each tick with one JSON action: {"do":"hold"} or {"market":"A","do":"buy_yes","size":50}.',
+        "do: buy_yes, buy_no, sell_yes, sell_no on a prediction market; long, short on a perpetual; close on both.",
+        f"size: dollars. An invalid action costs ${config.breach_fee:.0f}.",
+    ]
+    return "\n".join(lines)
+
+
+def observations(engine: Engine) -> list[str]:
+    """What each episode sees now: tick, cash, a line per instrument (price, change, what is held), then the posts."""
+    config, tick, world = engine.config, engine.tick, engine.world
+    prices = np.rint(engine.prices * 100).astype(int)
+    perps = engine.perp_prices
+    value_yes = _money(engine.yes * engine.prices)
+    value_no = _money(engine.no * (1.0 - engine.prices))
+    value_perp = _money(np.abs(engine.units) * perps)
+    cash = (np.floor(engine.cash / MONEY_STEP) * MONEY_STEP).astype(int)
+    earlier = engine.earlier_prices
+    moved = np.rint(engine.prices * 100).astype(int) - np.rint(earlier * 100).astype(int)
+    since_start = _percent(perps / engine.first_perp_prices - 1.0)
+    since_last = _percent(perps / engine.earlier_perp_prices - 1.0)
+    posts: dict[int, str] = {}
+    names = config.instruments
+    for place, snapshot in enumerate(engine.unique):
+        said = (p for p in snapshot.posts if p.tick == tick)
+        posts[place] = "".join(f"\n@{p.source} {names[p.instrument]} {'up' if p.up else 'down'}" for p in said)
+    texts = []
+    for row in range(engine.n):
+        parts = [f"t {tick + 1} cash {cash[row]}"]
+        for m in range(config.markets):
+            held = f" yes {value_yes[row, m]}" if engine.yes[row, m] > 0 else ""
+            held += f" no {value_no[row, m]}" if engine.no[row, m] > 0 else ""
+            parts.append(f"\n{names[m]} {prices[row, m] / 100:.2f} {moved[row, m] / 100:+.2f}{held or ' flat'}")
+        for p in range(config.perps):
+            units = engine.units[row, p]
+            held = f" {'long' if units > 0 else 'short'} {value_perp[row, p]}" if units else " flat"
+            parts.append(f"\n{names[config.markets + p]} {since_start[row, p]:+.1f}% {since_last[row, p]:+.1f}%{held}")
+        texts.append("".join(parts) + posts[world[row]])
+    return texts
+
+
+def render(do: Do, instrument: str, size: int) -> str:
+    """The canonical text of an action."""
+    if do == Do.HOLD:
+        return HOLD_TEXT
+    if do == Do.CLOSE:
+        return f'{{"market":"{instrument}","do":"close"}}'
+    return f'{{"market":"{instrument}","do":"{do.name.lower()}","size":{size}}}'
+
+
+def render_orders(orders: Orders, config: WorldConfig) -> list[str]:
+    names = config.instruments
+    return [
+        render(Do(int(do)), names[int(i)] if do else "", int(size))
+        for do, i, size in zip(orders.do, orders.instrument, orders.size, strict=True)
+    ]
+
+
+def legal_actions(config: WorldConfig) -> list[str]:
+    """Every canonical action of a world, in a fixed order: what a grammar may let a policy say."""
+    texts = [HOLD_TEXT]
+    for place, name in enumerate(config.instruments):
+        kinds = (Do.BUY_YES, Do.BUY_NO) if place < config.markets else (Do.LONG, Do.SHORT)
+        texts += [render(do, name, size) for do in kinds for size in SIZES]
+        texts.append(render(Do.CLOSE, name, 0))
+    return texts
+
+
+def parse(response: str) -> dict[str, Any]:
+    """The first JSON object in a response. Raises ValueError that says what is wrong with it."""
+    start = response.find("{")
+    if start < 0:
+        raise ValueError("no JSON object in the response")
+    try:
+        action, _ = json.JSONDecoder().raw_decode(response, start)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError("the JSON of the response is broken") from error
+    return action
+
+
+_DO = {do.name.lower(): do for do in Do if do != Do.INVALID}
+
+
+def to_orders(responses: list[str], config: WorldConfig) -> tuple[Orders, list[dict[str, Any]], list[str | None]]:
+    """Orders, parsed actions and parse errors of one response per episode. An unreadable one becomes Do.INVALID."""
+    n = len(responses)
+    do, instrument, size = np.full(n, Do.INVALID, np.int8), np.zeros(n, np.int16), np.zeros(n)
+    actions: list[dict[str, Any]] = []
+    errors: list[str | None] = []
+    for row, response in enumerate(responses):
+        cached = _read_action(response, config.instruments)
+        (do[row], instrument[row], size[row]), action, error = cached
+        actions.append(dict(action))
+        errors.append(error)
+    return Orders(do, instrument, size), actions, errors
+
+
+def _read_action(response: str, names: tuple[str, ...]) -> tuple[tuple[int, int, float], dict[str, Any], str | None]:
+    invalid = (int(Do.INVALID), 0, 0.0)
+    try:
+        action = parse(response)
+    except ValueError as error:
+        return invalid, {}, str(error)
+    kind = _DO.get(action["do"]) if isinstance(action.get("do"), str) else None
+    if kind is None:
+        return invalid, {}, "`do` is not one of the schema"
+    if kind == Do.HOLD:
+        return (int(kind), 0, 0.0), {"do": "hold"}, None
+    market = action.get("market")
+    if not isinstance(market, str) or market not in names:
+        return invalid, {"do": kind.name.lower()}, "`market` is not one of this world"
+    place = names.index(market)
+    if kind == Do.CLOSE:
+        return (int(kind), place, 0.0), {"market": market, "do": "close"}, None
+    size = action.get("size")
+    if isinstance(size, bool) or not isinstance(size, (int, float)) or not np.isfinite(size) or size > 1e9:
+        return invalid, {"market": market, "do": kind.name.lower()}, "`size` is not an amount of dollars"
+    return (int(kind), place, float(size)), {"market": market, "do": kind.name.lower(), "size": size}, None
+
+
+def vocabulary() -> list[str]:
+    """Pieces of text that the format is made of, for a tokenizer of the domain. Order is fixed."""
+    from rl_assets.market.snapshot import MARKET_NAMES, PERP_NAMES
+
+    names = MARKET_NAMES + PERP_NAMES
+    pieces = [f"t {tick}" for tick in range(1, 25)] + [" cash", " flat", " yes", " no", " long", " short", " up", " down"]
+    pieces += [f"\n{name}" for name in names] + [f" {name}" for name in names]
+    pieces += [f"\n@{source.name}" for source in SOURCES]
+    pieces += [f" {amount}" for amount in range(0, 3001, MONEY_STEP)]
+    pieces += [f" {cents / 100:.2f}" for cents in range(1, 100)]
+    pieces += [f" {cents / 100:+.2f}" for cents in range(-30, 31)]
+    pieces += [f" {step * PERP_STEP:+.1f}%" for step in range(-30, 31)]
+    pieces += [HOLD_TEXT] + [f'{{"market":"{name}"' for name in names]
+    pieces += [f',"do":"{do.name.lower()}"' for do in (Do.BUY_YES, Do.BUY_NO, Do.SELL_YES, Do.SELL_NO, Do.LONG, Do.SHORT)]
+    pieces += [',"do":"close"}'] + [f',"size":{size}}}' for size in SIZES]
+    return pieces
+
+
+def _money(value: np.ndarray) -> np.ndarray:
+    return np.maximum(np.rint(value / MONEY_STEP), 1).astype(int) * MONEY_STEP
+
+
+def _percent(fraction: np.ndarray) -> np.ndarray:
+    return np.rint(fraction * 100 / PERP_STEP) * PERP_STEP + 0.0

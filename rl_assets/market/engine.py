@@ -1,0 +1,316 @@
+"""The exchange: what orders do to pools, positions and money, for many episodes at once.
+
+Arrays have one row per episode. Only additions, products, quotients and square roots are used, each rounded the same
+way by every IEEE machine, so that an episode replays bit for bit. Money is in dollars.
+
+Prediction markets are constant-product pools that mint pairs (a dollar buys one YES and one NO share): a purchase of d
+dollars of YES from reserves (yes, no) gives d + yes - yes*no/(no + d) shares; the price of YES is no/(yes + no).
+Between ticks background flow moves the pool along its curve toward the crowd's belief.
+
+Perpetuals are margined positions: margin = notional / leverage is taken from cash, profit is units*(price - entry), and
+a position whose margin plus profit falls to the maintenance share of its notional is closed. Its loss never exceeds its
+margin, so no account owes anything.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+
+from rl_assets.market.snapshot import FUNDING_UNIT, Snapshot, Truth, WorldConfig
+
+LOWEST_PRICE, HIGHEST_PRICE = 0.01, 0.99
+SMALLEST_ORDER = 1.0
+"""Dollars."""
+LIQUIDATED = "liquidated"
+
+
+class Do(IntEnum):
+    """What an order asks for. HOLD needs no instrument; CLOSE and HOLD need no size."""
+
+    HOLD = 0
+    BUY_YES = 1
+    BUY_NO = 2
+    SELL_YES = 3
+    SELL_NO = 4
+    LONG = 5
+    SHORT = 6
+    CLOSE = 7
+    INVALID = 8
+
+
+ON_PREDICTION = (Do.BUY_YES, Do.BUY_NO, Do.SELL_YES, Do.SELL_NO, Do.CLOSE)
+ON_PERPETUAL = (Do.LONG, Do.SHORT, Do.CLOSE)
+
+
+@dataclass(frozen=True)
+class Orders:
+    """One order per episode. do: int8 (episodes,) of Do. instrument: int16 (episodes,). size: float64 dollars."""
+
+    do: np.ndarray
+    instrument: np.ndarray
+    size: np.ndarray
+
+    @classmethod
+    def hold(cls, episodes: int) -> Orders:
+        return cls(np.zeros(episodes, np.int8), np.zeros(episodes, np.int16), np.zeros(episodes))
+
+
+@dataclass(frozen=True)
+class Fills:
+    """What a tick did, one row per episode.
+
+    valid: bool. error: object, None or why the order was refused. liquidated: bool. reward: change of equity in dollars.
+    traded: bool, an order was filled.
+    """
+
+    valid: np.ndarray
+    error: np.ndarray
+    liquidated: np.ndarray
+    reward: np.ndarray
+    traded: np.ndarray
+
+
+class Engine:
+    """Plays one snapshot per episode; all snapshots share one WorldConfig.
+
+    The same snapshot may appear in many rows: `unique` holds each once and `world` (episodes,) tells which a row plays.
+    cash, equity, fees, max_drawdown (episodes,) and margin (episodes, perps) are dollars; yes, no (episodes, markets)
+    shares; units, entry (episodes, perps); trades, breaches (episodes,) counts.
+    """
+
+    def __init__(self, snapshots: list[Snapshot]) -> None:
+        if not snapshots:
+            raise ValueError("an engine needs at least one snapshot")
+        config = snapshots[0].config
+        if any(s.config != config for s in snapshots):
+            raise ValueError("all snapshots of one engine must share a WorldConfig")
+        self.config: WorldConfig = config
+        self.snapshots = snapshots
+        unique = {id(s): s for s in snapshots}
+        row = {key: place for place, key in enumerate(unique)}
+        self.unique = list(unique.values())
+        self.world = np.array([row[id(s)] for s in snapshots])
+        self._crowd = np.stack([s.crowd_prices() for s in unique.values()])
+        self._index = np.stack([s.perp_prices() for s in unique.values()])
+        self._funding = np.stack([s.funding * FUNDING_UNIT for s in unique.values()])
+        n, m, p = len(snapshots), config.markets, config.perps
+        self.n = n
+        self.tick = 0
+        self.cash = np.full(n, float(config.start_cash))
+        self.yes, self.no = np.zeros((n, m)), np.zeros((n, m))
+        self.units, self.entry, self.margin = np.zeros((n, p)), np.zeros((n, p)), np.zeros((n, p))
+        self.fees = np.zeros(n)
+        self.trades = np.zeros(n, np.int64)
+        self.breaches = np.zeros(n, np.int64)
+        self._k = float(config.liquidity) ** 2
+        self._pool_yes, self._pool_no = self._reserves(self._crowd[self.world, 0])
+        self.earlier_prices = self.prices
+        self.equity = self._mark()
+        self.peak = self.equity.copy()
+        self.max_drawdown = np.zeros(n)
+
+    @property
+    def prices(self) -> np.ndarray:
+        """float64 (episodes, markets): the pool's price of YES."""
+        return self._pool_no / (self._pool_yes + self._pool_no)
+
+    @property
+    def perp_prices(self) -> np.ndarray:
+        """float64 (episodes, perps): index price in dollars."""
+        return self._index[self.world, self.tick]
+
+    @property
+    def first_perp_prices(self) -> np.ndarray:
+        return self._index[self.world, 0]
+
+    @property
+    def earlier_perp_prices(self) -> np.ndarray:
+        """float64 (episodes, perps): index price of the tick before, or of this one at the start."""
+        return self._index[self.world, max(self.tick - 1, 0)]
+
+    @property
+    def done(self) -> bool:
+        return self.tick >= self.config.ticks
+
+    def step(self, orders: Orders) -> Fills:
+        """Fill one order per episode, then move the world one tick. Raises ValueError after the last tick."""
+        if self.done:
+            raise ValueError("the episode is over")
+        error = np.full(self.n, None, dtype=object)
+        traded = np.zeros(self.n, bool)
+        before = self.equity
+        self.earlier_prices = self.prices
+        self._fill(orders, error, traded)
+        invalid = error != None  # noqa: E711 - elementwise
+        charge = np.where(invalid, np.minimum(self.config.breach_fee, self.cash), 0.0)
+        self.cash -= charge
+        self.fees += charge
+        self.breaches += invalid
+        self.trades += traded
+        self.tick += 1
+        self._drift()
+        liquidated = self._fund_and_liquidate()
+        self.breaches += liquidated
+        self.earlier_prices = self.prices
+        self.equity = self._mark()
+        self.peak = np.maximum(self.peak, self.equity)
+        self.max_drawdown = np.maximum(self.max_drawdown, self.peak - self.equity)
+        return Fills(~invalid, error, liquidated, self.equity - before, traded)
+
+    def settle(self, truths: list[Truth]) -> tuple[np.ndarray, np.ndarray]:
+        """Realised and expected profit in dollars, each float64 (episodes,).
+
+        Realised: prediction shares pay their outcome and perpetuals close at the index. Expected: shares are worth the
+        final latent probability and perpetuals the final fair price.
+        """
+        config = self.config
+        outcome = np.stack([t.outcomes for t in truths]).astype(float)
+        latent = np.stack([t.latents()[-1] for t in truths])
+        fair = np.stack([t.fairs()[-1] for t in truths])
+        realised = self._value(outcome, self.perp_prices)
+        expected = self._value(latent, fair)
+        return realised - config.start_cash, expected - config.start_cash
+
+    def _value(self, probability: np.ndarray, perp: np.ndarray) -> np.ndarray:
+        total = self.cash.copy()
+        for m in range(self.config.markets):
+            total += self.yes[:, m] * probability[:, m] + self.no[:, m] * (1.0 - probability[:, m])
+        for p in range(self.config.perps):
+            total += np.maximum(self.margin[:, p] + self.units[:, p] * (perp[:, p] - self.entry[:, p]), 0.0)
+        return total
+
+    def _mark(self) -> np.ndarray:
+        return self._value(self.prices, self.perp_prices)
+
+    def _reserves(self, price: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        odds = price / (1.0 - price)
+        yes = np.sqrt(self._k / odds)
+        return yes, self._k / yes
+
+    def _fill(self, orders: Orders, error: np.ndarray, traded: np.ndarray) -> None:
+        do, instrument, size = orders.do, orders.instrument.astype(np.int64), orders.size
+        markets = self.config.markets
+        known = (instrument >= 0) & (instrument < markets + self.config.perps)
+        is_order = do != Do.HOLD
+        prediction = is_order & known & (instrument < markets)
+        perpetual = is_order & known & (instrument >= markets)
+        _refuse(error, do == Do.INVALID, "not an action of the schema")
+        _refuse(error, is_order & (do != Do.INVALID) & ~known, "no such instrument")
+        _refuse(error, prediction & ~np.isin(do, ON_PREDICTION), "not possible on a prediction market")
+        _refuse(error, perpetual & ~np.isin(do, ON_PERPETUAL), "not possible on a perpetual")
+        sized = is_order & ~np.isin(do, (Do.CLOSE, Do.INVALID))
+        _refuse(error, sized & ~(np.isfinite(size) & (size >= SMALLEST_ORDER)), f"size below ${SMALLEST_ORDER:.0f}")
+        open_ = error == None  # noqa: E711 - elementwise
+        for kind, name in ((Do.BUY_YES, "yes"), (Do.BUY_NO, "no")):
+            rows = np.flatnonzero(open_ & prediction & (do == kind))
+            short = self.cash[rows] < size[rows]
+            error[rows[short]] = "not enough cash"
+            self._buy(rows[~short], instrument, size, name)
+            traded[rows[~short]] = True
+        for kinds, name in (((Do.SELL_YES, Do.CLOSE), "yes"), ((Do.SELL_NO, Do.CLOSE), "no")):
+            rows = np.flatnonzero(open_ & prediction & np.isin(do, kinds))
+            held = (self.yes if name == "yes" else self.no)[rows, instrument[rows]]
+            rows, held = rows[held > 0], held[held > 0]
+            traded[rows] = True
+            self._sell(rows, instrument, size, do, held, name)
+        rows = open_ & prediction & np.isin(do, (Do.SELL_YES, Do.SELL_NO, Do.CLOSE)) & ~traded
+        _refuse(error, rows, "nothing to sell")
+        self._trade_perps(np.flatnonzero(open_ & perpetual), orders, error, traded)
+
+    def _buy(self, rows: np.ndarray, instrument: np.ndarray, size: np.ndarray, side: str) -> None:
+        m, spent = instrument[rows], size[rows]
+        fee = _cents(spent * self.config.fee)
+        paid = spent - fee
+        own, other = (self._pool_yes, self._pool_no) if side == "yes" else (self._pool_no, self._pool_yes)
+        rest = own[rows, m] * other[rows, m] / (other[rows, m] + paid)
+        shares = paid + own[rows, m] - rest
+        own[rows, m], other[rows, m] = rest, other[rows, m] + paid
+        (self.yes if side == "yes" else self.no)[rows, m] += shares
+        self.cash[rows] -= spent
+        self.fees[rows] += fee
+
+    def _sell(
+        self, rows: np.ndarray, instrument: np.ndarray, size: np.ndarray, do: np.ndarray, held: np.ndarray, side: str
+    ) -> None:
+        m = instrument[rows]
+        own, other = (self._pool_yes, self._pool_no) if side == "yes" else (self._pool_no, self._pool_yes)
+        price = other[rows, m] / (own[rows, m] + other[rows, m])
+        shares = np.where(do[rows] == Do.CLOSE, held, np.minimum(held, size[rows] / price))
+        total = own[rows, m] + other[rows, m] + shares
+        proceeds = (total - np.sqrt(total * total - 4.0 * shares * other[rows, m])) / 2.0
+        own[rows, m] += shares - proceeds
+        other[rows, m] -= proceeds
+        fee = _cents(proceeds * self.config.fee)
+        (self.yes if side == "yes" else self.no)[rows, m] -= shares
+        self.cash[rows] += proceeds - fee
+        self.fees[rows] += fee
+
+    def _trade_perps(self, rows: np.ndarray, orders: Orders, error: np.ndarray, traded: np.ndarray) -> None:
+        """Orders net: one against a position closes it first, and what is left opens the other side."""
+        if not len(rows):
+            return
+        p = orders.instrument[rows].astype(np.int64) - self.config.markets
+        do, price = orders.do[rows], self.perp_prices[rows, p]
+        held = self.units[rows, p]
+        side = np.where(do == Do.CLOSE, -np.sign(held), np.where(do == Do.LONG, 1.0, -1.0))
+        nothing = (do == Do.CLOSE) & (held == 0)
+        error[rows[nothing]] = "no position to close"
+        size = np.where(do == Do.CLOSE, np.abs(held) * price, orders.size[rows])
+        fill = price * (1.0 + side * (0.01 * size / self.config.perp_depth))
+        wanted = np.where(do == Do.CLOSE, np.abs(held), size / fill)
+        closing = np.where(held * side < 0, np.minimum(np.abs(held), wanted), 0.0)
+        opening = wanted - closing
+        share = np.where(held != 0, closing / np.where(held == 0, 1.0, np.abs(held)), 0.0)
+        released = self.margin[rows, p] * share
+        profit = np.sign(held) * closing * (fill - self.entry[rows, p])
+        back = np.maximum(released + profit, 0.0)
+        margin = opening * fill / self.config.leverage
+        fee = _cents(wanted * fill * self.config.taker_fee)
+        poor = ~nothing & (self.cash[rows] + back < margin + fee)
+        error[rows[poor]] = "not enough cash for margin and fee"
+        go = ~nothing & ~poor
+        rows, p = rows[go], p[go]
+        held, side, opening, closing = held[go], side[go], opening[go], closing[go]
+        kept = held + side * closing
+        entry = self.entry[rows, p]
+        units = kept + side * opening
+        size_kept = np.abs(kept)
+        whole = size_kept + opening
+        new_entry = np.where(whole > 0, (size_kept * entry + opening * fill[go]) / np.where(whole > 0, whole, 1.0), 0.0)
+        self.units[rows, p] = units
+        self.entry[rows, p] = new_entry
+        self.margin[rows, p] += margin[go] - released[go]
+        self.cash[rows] += back[go] - margin[go] - fee[go]
+        self.fees[rows] += fee[go]
+        traded[rows] = True
+
+    def _drift(self) -> None:
+        """Background flow closes a share of the gap between the pool's price and the crowd's belief."""
+        price = self.prices
+        moved = price + self.config.crowd_pull * (self._crowd[self.world, self.tick] - price)
+        self._pool_yes, self._pool_no = self._reserves(np.clip(moved, LOWEST_PRICE, HIGHEST_PRICE))
+
+    def _fund_and_liquidate(self) -> np.ndarray:
+        liquidated = np.zeros(self.n, bool)
+        price = self.perp_prices
+        for p in range(self.config.perps):
+            notional = self.units[:, p] * price[:, p]
+            self.margin[:, p] -= notional * self._funding[self.world, self.tick - 1, p]
+            left = self.margin[:, p] + self.units[:, p] * (price[:, p] - self.entry[:, p])
+            gone = (self.units[:, p] != 0) & (left <= np.abs(notional) * self.config.maintenance)
+            self.cash += np.where(gone, np.maximum(left, 0.0), 0.0)
+            for positions in (self.units, self.entry, self.margin):
+                positions[gone, p] = 0.0
+            liquidated |= gone
+        return liquidated
+
+
+def _refuse(error: np.ndarray, rows: np.ndarray, reason: str) -> None:
+    error[rows & (error == None)] = reason  # noqa: E711 - elementwise
+
+
+def _cents(amount: np.ndarray) -> np.ndarray:
+    return np.rint(amount * 100.0) / 100.0

@@ -1,0 +1,138 @@
+"""How a market day comes about: latent paths, the crowd that follows them late, and the sources that speak of them.
+
+Each instrument and purpose draws from its own named stream, so that adding an instrument changes no other's numbers.
+No raw draw is public: everything an agent sees is rounded to the units of `snapshot`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from rl_assets.errors import ConfigurationError
+from rl_assets.market.snapshot import (
+    FUNDING_UNIT,
+    LATENT_UNIT,
+    PERP_UNIT,
+    PRICE_UNIT,
+    SNAPSHOTS_PER_DAY,
+    SPLITS,
+    Post,
+    Snapshot,
+    Truth,
+    WorldConfig,
+)
+from rl_assets.market.sources import SOURCES
+
+GENERATOR_VERSION = 1
+_PURPOSES = ("day", "latent", "crowd", "posts", "outcome", "fair", "index", "funding", "perp_posts")
+
+
+def generate(split: str, seed: int, config: WorldConfig | None = None) -> tuple[Snapshot, Truth]:
+    """The snapshot and the sealed truth of a seed. The same arguments give the same bytes on every machine.
+
+    Raises ConfigurationError where the seed is not one of the split's.
+    """
+    config = config or WorldConfig()
+    if split not in SPLITS or seed not in SPLITS[split]:
+        ranges = ", ".join(f"{name} {r.start}..{r.stop - 1}" for name, r in SPLITS.items())
+        raise ConfigurationError(f"seed {seed} is not in split {split!r}; the splits' seeds are {ranges}")
+    day = seed // SNAPSHOTS_PER_DAY
+    tempo = float(np.exp(0.25 * _stream("day", day, 0).standard_normal()))
+    prediction = [_prediction_market(seed, index, tempo, config) for index in range(config.markets)]
+    perpetual = [_perpetual(seed, index, tempo, config) for index in range(config.perps)]
+    truth = Truth(
+        split=split,
+        seed=seed,
+        latent=_columns([m["latent"] for m in prediction], config.ticks + 1),
+        fair=_columns([p["fair"] for p in perpetual], config.ticks + 1),
+        outcomes=np.array([m["outcome"] for m in prediction], dtype=bool),
+    )
+    posts = [post for instrument in (*prediction, *perpetual) for post in instrument["posts"]]
+    snapshot = Snapshot(
+        split=split,
+        seed=seed,
+        day=day,
+        config=config,
+        crowd=_columns([m["crowd"] for m in prediction], config.ticks + 1),
+        perp=_columns([p["index"] for p in perpetual], config.ticks + 1),
+        funding=_columns([p["funding"] for p in perpetual], config.ticks),
+        posts=tuple(sorted(posts, key=lambda post: (post.tick, post.instrument))),
+        truth_digest=truth.digest,
+    )
+    return snapshot, truth
+
+
+def _prediction_market(seed: int, index: int, tempo: float, config: WorldConfig) -> dict:
+    rng = _stream("latent", seed, index)
+    active = _regimes(rng, config.ticks, stay=0.85)
+    moves = rng.standard_normal(config.ticks) * np.where(active, 0.45, 0.15) * tempo
+    log_odds = np.clip(0.9 * rng.standard_normal() + np.concatenate([[0.0], np.cumsum(moves)]), -3.5, 3.5)
+    latent = np.rint(_sigmoid(log_odds) / LATENT_UNIT).astype(np.int64)
+    seen = _late(log_odds, config.crowd_lag) + 0.12 * _stream("crowd", seed, index).standard_normal(config.ticks + 1)
+    crowd = np.clip(np.rint(_sigmoid(seen) / PRICE_UNIT), 200, 9_800).astype(np.int64)
+    outcome = bool(_stream("outcome", seed, index).random() < latent[-1] * LATENT_UNIT)
+    posts = _posts(_stream("posts", seed, index), index, latent * LATENT_UNIT, crowd * PRICE_UNIT, config)
+    return {"latent": latent, "crowd": crowd, "outcome": outcome, "posts": posts}
+
+
+def _perpetual(seed: int, index: int, tempo: float, config: WorldConfig) -> dict:
+    rng = _stream("fair", seed, index)
+    trending = _regimes(rng, config.ticks, stay=0.85)
+    direction = np.where(rng.random(config.ticks) < 0.5, -1.0, 1.0)
+    jumps = np.where(rng.random(config.ticks) < 0.12, direction * 0.02, 0.0)
+    drift = np.where(trending, 0.004 * direction[0], 0.0)
+    moves = drift + jumps + 0.006 * tempo * rng.standard_normal(config.ticks)
+    log_price = np.log(config.perp_price) + np.concatenate([[0.0], np.cumsum(moves)])
+    fair = np.rint(np.exp(log_price) / PERP_UNIT).astype(np.int64)
+    noise = 0.002 * _stream("index", seed, index).standard_normal(config.ticks + 1)
+    index_price = np.rint(np.exp(_late(log_price, config.crowd_lag) + noise) / PERP_UNIT).astype(np.int64)
+    gap = np.diff(index_price) / index_price[:-1]
+    funding = np.clip(np.rint(gap * 0.02 / FUNDING_UNIT), -500, 500).astype(np.int64)
+    place = config.markets + index
+    posts = _posts(_stream("perp_posts", seed, index), place, fair * PERP_UNIT, index_price * PERP_UNIT, config)
+    return {"fair": fair, "index": index_price, "funding": funding, "posts": posts}
+
+
+def _posts(
+    rng: np.random.Generator, instrument: int, value: np.ndarray, price: np.ndarray, config: WorldConfig
+) -> list[Post]:
+    """Posts on one instrument: is its value `horizon` ticks ahead above the crowd's price of now?
+
+    A source answers truly with its reliability; a late one tells where the price has come from.
+    """
+    posts = []
+    for tick in range(config.ticks):
+        speaks, who, luck = rng.random(3)
+        if speaks >= config.post_rate:
+            continue
+        source = SOURCES[int(who * len(SOURCES))]
+        ahead = bool(value[min(tick + config.horizon, config.ticks)] > price[tick])
+        behind = bool(price[tick] > price[max(tick - 2, 0)])
+        told = behind if source.late else ahead
+        posts.append(Post(tick, instrument, source.name, told if luck < source.reliability else not told))
+    return posts
+
+
+def _regimes(rng: np.random.Generator, ticks: int, stay: float) -> np.ndarray:
+    """bool (ticks,): a two-state chain that keeps its state with probability `stay`."""
+    start, switches = rng.random() < 0.5, rng.random(ticks) >= stay
+    return (int(start) + np.cumsum(switches)) % 2 == 1
+
+
+def _late(path: np.ndarray, lag: int) -> np.ndarray:
+    return np.concatenate([np.full(min(lag, len(path)), path[0]), path[: max(len(path) - lag, 0)]])
+
+
+def _sigmoid(x: np.ndarray) -> np.ndarray:
+    return 1.0 / (1.0 + np.exp(-x))
+
+
+def _columns(columns: list[np.ndarray], rows: int) -> np.ndarray:
+    if not columns:
+        return np.zeros((rows, 0), dtype=np.int32)
+    return np.stack(columns, axis=1).astype(np.int32)
+
+
+def _stream(purpose: str, seed: int, index: int) -> np.random.Generator:
+    entropy = (GENERATOR_VERSION, _PURPOSES.index(purpose), seed, index)
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(entropy)))

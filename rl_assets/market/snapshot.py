@@ -1,0 +1,326 @@
+"""A snapshot (what everyone may see of a market day), its sealed truth, and their files.
+
+How the numbers come about belongs in `generate`; what an agent's trades do to them belongs in `engine`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rl_assets.episodes import digest
+from rl_assets.errors import ConfigurationError, MalformedInput
+
+FORMAT = "rl-assets.snapshot/1"
+TRUTH_FORMAT = "rl-assets.truth/1"
+
+SPLITS: dict[str, range] = {
+    "train": range(0, 800_000),
+    "gate": range(800_000, 900_000),
+    "sealed": range(900_000, 1_000_000),
+}
+SNAPSHOTS_PER_DAY = 4
+
+PRICE_UNIT = 1e-4
+"""Dollars per integer of a stored crowd price."""
+LATENT_UNIT = 1e-6
+"""Probability per integer of a stored latent."""
+PERP_UNIT = 1e-2
+"""Dollars per integer of a stored perpetual price."""
+FUNDING_UNIT = 1e-6
+"""Fraction of notional per tick per integer of a stored funding rate."""
+
+MARKET_NAMES = "ABCDEFGHIJKL"
+PERP_NAMES = "PQRSTUVW"
+_ID = re.compile(r"^(train|gate|sealed)-(\d{6})-([0-9a-f]{12})$")
+
+
+@dataclass(frozen=True)
+class WorldConfig:
+    """The size and the prices of a world.
+
+    ticks: decisions per episode. tick_seconds: seconds per tick. markets, perps: how many of each. start_cash: dollars.
+    liquidity: dollars in each reserve of a prediction pool at a price of one half. fee: fraction of what is traded on a
+    prediction market. crowd_lag: ticks by which the crowd sees the latent late. crowd_pull: share of the gap to the
+    crowd's belief that background flow closes per tick. post_rate: probability of a post per instrument and tick.
+    horizon: ticks ahead that a post speaks of. perp_price: dollars. leverage: notional per dollar of margin. taker_fee:
+    fraction of notional. perp_depth: dollars of notional that move the fill by one percent. maintenance: fraction of
+    notional under which a position is liquidated. breach_fee: dollars taken for an invalid action.
+    """
+
+    ticks: int = 12
+    tick_seconds: int = 300
+    markets: int = 3
+    perps: int = 1
+    start_cash: float = 1000.0
+    liquidity: float = 1500.0
+    fee: float = 0.01
+    crowd_lag: int = 4
+    crowd_pull: float = 0.5
+    post_rate: float = 0.5
+    horizon: int = 6
+    perp_price: float = 100.0
+    leverage: int = 5
+    taker_fee: float = 0.0005
+    perp_depth: float = 50_000.0
+    maintenance: float = 0.02
+    breach_fee: float = 5.0
+
+    def __post_init__(self) -> None:
+        limits = {
+            "ticks": (2, 100_000),
+            "tick_seconds": (1, 86_400),
+            "markets": (0, len(MARKET_NAMES)),
+            "perps": (0, len(PERP_NAMES)),
+            "start_cash": (1.0, 1e9),
+            "liquidity": (1.0, 1e9),
+            "fee": (0.0, 0.2),
+            "crowd_lag": (0, 1_000),
+            "crowd_pull": (0.0, 1.0),
+            "post_rate": (0.0, 1.0),
+            "horizon": (1, 1_000),
+            "perp_price": (1.0, 1e6),
+            "leverage": (1, 100),
+            "taker_fee": (0.0, 0.05),
+            "perp_depth": (1.0, 1e12),
+            "maintenance": (0.0, 0.5),
+            "breach_fee": (0.0, 1e6),
+        }
+        for name, (low, high) in limits.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+                raise ConfigurationError(f"world setting {name}={value!r} is outside {low}..{high}; choose one inside")
+            if isinstance(low, int) and not isinstance(value, int):
+                raise ConfigurationError(f"world setting {name}={value!r} must be a whole number")
+        if self.markets + self.perps == 0:
+            raise ConfigurationError("a world needs at least one market or perpetual; set markets or perps above 0")
+
+    @property
+    def instruments(self) -> tuple[str, ...]:
+        """Names of all instruments: prediction markets first, then perpetuals."""
+        return tuple(MARKET_NAMES[: self.markets]) + tuple(PERP_NAMES[: self.perps])
+
+
+@dataclass(frozen=True)
+class Post:
+    """A source says at a tick that the latent value of an instrument (its index) is above (`up`) or below its price."""
+
+    tick: int
+    instrument: int
+    source: str
+    up: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """The public part of one market day.
+
+    crowd: int32 (ticks + 1, markets), the crowd's belief in PRICE_UNIT. perp: int32 (ticks + 1, perps), index price in
+    PERP_UNIT. funding: int32 (ticks, perps) in FUNDING_UNIT. posts: in order of tick, then instrument.
+    truth_digest binds the sealed truth without telling it.
+    """
+
+    split: str
+    seed: int
+    day: int
+    config: WorldConfig
+    crowd: np.ndarray
+    perp: np.ndarray
+    funding: np.ndarray
+    posts: tuple[Post, ...]
+    truth_digest: str
+
+    @property
+    def id(self) -> str:
+        return f"{self.split}-{self.seed:06d}-{self.content_hash[:12]}"
+
+    @property
+    def n_ticks(self) -> int:
+        return self.config.ticks
+
+    @property
+    def content_hash(self) -> str:
+        """SHA-256 over everything public and the digest of the truth."""
+        return digest(self.to_json())
+
+    def crowd_prices(self) -> np.ndarray:
+        """float64 (ticks + 1, markets): the crowd's belief as a probability."""
+        return self.crowd * PRICE_UNIT
+
+    def perp_prices(self) -> np.ndarray:
+        """float64 (ticks + 1, perps): index price in dollars."""
+        return self.perp * PERP_UNIT
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "split": self.split,
+            "seed": self.seed,
+            "day": self.day,
+            "config": asdict(self.config),
+            "crowd": self.crowd.tolist(),
+            "perp": self.perp.tolist(),
+            "funding": self.funding.tolist(),
+            "posts": [[p.tick, p.instrument, p.source, p.up] for p in self.posts],
+            "truth_digest": self.truth_digest,
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Truth:
+    """What neither agent nor judge may see.
+
+    latent: int32 (ticks + 1, markets) in LATENT_UNIT. fair: int32 (ticks + 1, perps) in PERP_UNIT. outcomes: bool
+    (markets,), drawn from the final latent alone.
+    """
+
+    split: str
+    seed: int
+    latent: np.ndarray
+    fair: np.ndarray
+    outcomes: np.ndarray
+
+    @property
+    def digest(self) -> str:
+        return digest(self.to_json())
+
+    def latents(self) -> np.ndarray:
+        """float64 (ticks + 1, markets): the latent probability."""
+        return self.latent * LATENT_UNIT
+
+    def fairs(self) -> np.ndarray:
+        """float64 (ticks + 1, perps): the fair price in dollars."""
+        return self.fair * PERP_UNIT
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "format": TRUTH_FORMAT,
+            "split": self.split,
+            "seed": self.seed,
+            "latent": self.latent.tolist(),
+            "fair": self.fair.tolist(),
+            "outcomes": self.outcomes.tolist(),
+        }
+
+
+def save_snapshot(root: Path, snapshot: Snapshot, truth: Truth) -> Path:
+    """Write `root/<id>/public.json` and, apart from it, `root/sealed/<id>.json`. Atomic; writing again changes nothing.
+
+    Returns the public file's path. Raises OSError where the disk refuses.
+    """
+    _write(root / "sealed" / f"{snapshot.id}.json", truth.to_json())
+    return _write(root / snapshot.id / "public.json", snapshot.to_json())
+
+
+def load_snapshot(root: Path, snapshot_id: str) -> Snapshot:
+    """Read and check a public file: shapes, ranges, and that its content is what its id says. Raises MalformedInput."""
+    path = root / snapshot_id / "public.json"
+    snapshot = parse_snapshot(_read(path, snapshot_id), str(path))
+    if snapshot.id != snapshot_id:
+        raise MalformedInput(f"{path} holds snapshot {snapshot.id}, not {snapshot_id}; regenerate it")
+    return snapshot
+
+
+def load_truth(root: Path, snapshot_id: str) -> Truth:
+    """Read and check a sealed file. Raises MalformedInput."""
+    path = root / "sealed" / f"{snapshot_id}.json"
+    raw = _read(path, snapshot_id)
+    if not isinstance(raw, dict) or raw.get("format") != TRUTH_FORMAT:
+        raise MalformedInput(f"{path} is not in the format {TRUTH_FORMAT}; regenerate the snapshot")
+    try:
+        return Truth(
+            split=raw["split"],
+            seed=raw["seed"],
+            latent=_array(raw["latent"], 2, 0, 1_000_000, "latent"),
+            fair=_array(raw["fair"], 2, 1, 2**31 - 1, "fair"),
+            outcomes=np.array(raw["outcomes"], dtype=bool).reshape(-1),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise MalformedInput(f"{path} is not a truth file: {error}; regenerate the snapshot") from error
+
+
+def parse_snapshot(raw: Any, where: str) -> Snapshot:
+    """A snapshot from decoded JSON. Raises MalformedInput that names the file and the fault."""
+    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+        raise MalformedInput(f"{where} is not in the format {FORMAT}; regenerate it with `rl-assets snapshots generate`")
+    try:
+        split, seed, day = raw["split"], raw["seed"], raw["day"]
+        if split not in SPLITS or not isinstance(seed, int) or seed not in SPLITS[split]:
+            raise ValueError(f"seed {seed!r} is not one of split {split!r}")
+        if day != seed // SNAPSHOTS_PER_DAY:
+            raise ValueError(f"day {day!r} does not belong to seed {seed}")
+        known = {f.name for f in fields(WorldConfig)}
+        if set(raw["config"]) != known:
+            raise ValueError(f"config keys differ from {sorted(known)}")
+        config = WorldConfig(**raw["config"])
+        crowd = _array(raw["crowd"], 2, 100, 9_900, "crowd", (config.ticks + 1, config.markets))
+        perp = _array(raw["perp"], 2, 1, 2**31 - 1, "perp", (config.ticks + 1, config.perps))
+        funding = _array(raw["funding"], 2, -100_000, 100_000, "funding", (config.ticks, config.perps))
+        posts = tuple(_post(entry, config) for entry in raw["posts"])
+        if any((a.tick, a.instrument) >= (b.tick, b.instrument) for a, b in zip(posts, posts[1:], strict=False)):
+            raise ValueError("posts are not in order of tick and instrument")
+        if not isinstance(raw["truth_digest"], str) or not re.fullmatch(r"[0-9a-f]{64}", raw["truth_digest"]):
+            raise ValueError("truth_digest is not a SHA-256")
+    except (KeyError, TypeError, ValueError, ConfigurationError) as error:
+        raise MalformedInput(f"{where} is not a valid snapshot: {error}; regenerate it") from error
+    return Snapshot(split, seed, day, config, crowd, perp, funding, posts, raw["truth_digest"])
+
+
+def parse_id(snapshot_id: str) -> tuple[str, int]:
+    """Split and seed of a snapshot id. Raises MalformedInput."""
+    match = _ID.match(snapshot_id)
+    if match is None:
+        raise MalformedInput(f"{snapshot_id!r} is not a snapshot id such as train-000042-0123456789ab")
+    return match[1], int(match[2])
+
+
+def _post(entry: Any, config: WorldConfig) -> Post:
+    tick, instrument, source, up = entry
+    if not (isinstance(tick, int) and 0 <= tick < config.ticks):
+        raise ValueError(f"post at tick {tick!r}")
+    if not (isinstance(instrument, int) and 0 <= instrument < len(config.instruments)):
+        raise ValueError(f"post on instrument {instrument!r}")
+    if not (isinstance(source, str) and re.fullmatch(r"[a-z]{1,20}", source) and isinstance(up, bool)):
+        raise ValueError(f"post {entry!r}")
+    return Post(tick, instrument, source, up)
+
+
+def _array(
+    values: Any, ndim: int, low: int, high: int, name: str, shape: tuple[int, ...] | None = None
+) -> np.ndarray:
+    array = np.array(values)
+    if array.size == 0:
+        array = array.astype(np.int64)
+    if array.ndim != ndim or array.dtype.kind != "i" or (shape is not None and array.shape != shape):
+        raise ValueError(f"{name} must be whole numbers of shape {shape or f'{ndim} axes'}, got {array.shape}")
+    if array.size and (array.min() < low or array.max() > high):
+        raise ValueError(f"{name} leaves {low}..{high}")
+    return array.astype(np.int32)
+
+
+def _read(path: Path, snapshot_id: str) -> Any:
+    parse_id(snapshot_id)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise MalformedInput(f"{path} is missing; run `rl-assets snapshots generate` to write it again") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise MalformedInput(f"{path} is not JSON: {error}; regenerate it") from error
+
+
+def _write(path: Path, content: dict[str, Any]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path

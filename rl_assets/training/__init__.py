@@ -1,0 +1,1 @@
+"""Turning judged episodes into the next checkpoint: codec to ART, backends, the base policy, the training service."""
