@@ -16,12 +16,14 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 """The project's directory, which holds `dagster.yaml` and `workspace.yaml`."""
 
 POSTGRES_SCHEMES = ("postgresql://", "postgres://", "postgresql+psycopg://", "postgresql+psycopg2://")
+MOST = 10_000_000
+"""Upper bound of every count that can be set: beyond it is a slip of the keyboard."""
 
 
 @dataclass(frozen=True)
 class Settings:
     """data_dir: root of bulk data, absolute. database_url: Babylon's Postgres, None for the embedded server.
-    dagster_pg_url: Dagster's own database, None for the one beside `database_url` or in the embedded server.
+    dagster_pg_url: Dagster's own database, None for the embedded server's.
     min_trajectories: fresh episodes that start a training. group_size: episodes per group."""
 
     data_dir: Path
@@ -48,6 +50,11 @@ class Settings:
     @property
     def snapshots(self) -> Path:
         return self.data_dir / "snapshots"
+
+    @property
+    def postgres_dir(self) -> Path:
+        """Where the embedded server lives, data and binaries' run-time files."""
+        return self.data_dir / "postgres"
 
     @property
     def dagster_dir(self) -> Path:
@@ -80,9 +87,9 @@ def _at_least(env: Mapping[str, str], name: str, default: int, *, least: int) ->
     text = env.get(name, "").strip()
     if not text:
         return default
-    if not (text.isascii() and text.isdigit() and int(text) >= least):
+    if not (text.isascii() and text.isdigit() and least <= int(text) <= MOST):
         raise ConfigurationError(
-            f"{name}={text!r} is not a whole number of {least} or more; set it to one, or unset it for {default}"
+            f"{name}={text!r} is not a whole number from {least} to {MOST}; set it to one, or unset it for {default}"
         )
     return int(text)
 
@@ -93,7 +100,7 @@ def _postgres(env: Mapping[str, str], name: str) -> str | None:
         return None
     if not text.startswith(POSTGRES_SCHEMES):
         raise ConfigurationError(
-            f"{name} is not a Postgres URL; write it like postgresql://user:password@host:5432/database, or unset it for "
-            "the embedded server"
+            f"{name} is not a Postgres URL; write it like postgresql://user:password@host:5432/database, or unset it "
+            "for the embedded server"
         )
     return text
