@@ -1,0 +1,83 @@
+"""`rl-assets snapshots`: benchmark worlds on disk and in the registry."""
+
+from __future__ import annotations
+
+import click
+
+SPLIT = click.Choice(["train", "gate", "sealed"])
+
+
+@click.group()
+def snapshots() -> None:
+    """Benchmark snapshots: generate, list, audit."""
+
+
+@snapshots.command()
+@click.option("--split", type=SPLIT, default="train", show_default=True)
+@click.option("--first", type=int, default=None, help="First seed; the first of the split if left out.")
+@click.option("--count", type=click.IntRange(1, 10_000), default=16, show_default=True)
+def generate(split: str, first: int | None, count: int) -> None:
+    """Write and register the snapshots of consecutive seeds. What is there already stays as it is."""
+    from rl_assets.harness import provide
+    from rl_assets.market.snapshot import SPLITS
+    from rl_assets.services import databases
+    from rl_assets.settings import Settings
+    from rl_assets.store.database import connect, migrate
+
+    settings = Settings.from_env()
+    start = SPLITS[split].start if first is None else first
+    with databases(settings) as urls:
+        migrate(urls.babylon)
+        with connect(urls.babylon) as conn:
+            worlds = provide(conn, settings, split, range(start, start + count))
+    for snapshot, _ in worlds:
+        click.echo(snapshot.id)
+
+
+@snapshots.command(name="list")
+@click.option("--split", type=SPLIT, default=None)
+def list_(split: str | None) -> None:
+    """Registered snapshots, and whether Dagster has materialized them."""
+    from rl_assets.commands.shown import show_table
+    from rl_assets.services import databases
+    from rl_assets.settings import Settings
+    from rl_assets.store.database import connect
+    from rl_assets.store.snapshots import list_snapshots
+
+    with databases(Settings.from_env()) as urls, connect(urls.babylon) as conn:
+        rows = list_snapshots(conn, split=split)
+    show_table(
+        f"{len(rows)} snapshots",
+        ("id", "split", "day", "materialized"),
+        [(row.id, row.split, row.day, str(row.materialized_at) if row.materialized_at else None) for row in rows],
+    )
+
+
+@snapshots.command()
+@click.argument("snapshot_ids", nargs=-1)
+@click.option("--skill", is_flag=True, help="Also measure whether skill shows on these snapshots.")
+def audit(snapshot_ids: tuple[str, ...], skill: bool) -> int:
+    """Audit snapshots on disk, all if none is named. Exit code 1 if a check fails."""
+    from rl_assets.commands.shown import console, show_table
+    from rl_assets.market.audit import audit_skill, audit_snapshot
+    from rl_assets.market.snapshot import load_snapshot, load_truth
+    from rl_assets.settings import Settings
+
+    root = Settings.from_env().snapshots
+    names = snapshot_ids or tuple(sorted(path.parent.name for path in root.glob("*/public.json")))
+    worlds = [(load_snapshot(root, name), load_truth(root, name)) for name in names]
+    faults = [
+        (world[0].id, check.name, check.detail)
+        for world in worlds
+        for check in audit_snapshot(*world)
+        if not check.passed
+    ]
+    if faults:
+        show_table("failed checks", ("snapshot", "check", "detail"), faults)
+    console().print(f"{len(worlds)} snapshots audited, {len(faults)} checks failed")
+    if not skill or not worlds:
+        return 1 if faults else 0
+    report = audit_skill(worlds)
+    show_table("expected PnL in dollars", list(report.rows[0]), [list(row.values()) for row in report.rows])
+    console().print(report.detail)
+    return 0 if report.passed and not faults else 1

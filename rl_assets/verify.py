@@ -1,0 +1,240 @@
+"""Is everything as it should be? Each area is looked at, and each fault comes with what to do about it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal
+
+import psycopg
+
+from rl_assets.errors import RlAssetsError
+from rl_assets.services import databases
+from rl_assets.settings import REPOSITORY, Settings
+from rl_assets.store.database import connect
+
+State = Literal["pass", "warn", "fail"]
+
+ROOM_BYTES = 1 << 30
+"""Free disk below which a training may not fit."""
+PINNED = {"openpipe-art": "0.5.18", "transformers": "5.2.0", "sqlalchemy": "2.0", "polars": "1", "openai": "2"}
+"""Packages of which other versions are known to break, with what their version must begin with."""
+STALE = timedelta(minutes=2)
+"""A daemon that has not reported for this long is taken to be down."""
+STUCK = timedelta(hours=6)
+"""A batch that has not moved for this long waits for a person."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    area: str
+    check: str
+    state: State
+    detail: str
+    remedy: str = ""
+
+
+def verify(settings: Settings) -> list[Finding]:
+    """Look at every area. The embedded database is started for it if it is down, and stopped again."""
+    found = _guarded("configuration", lambda: configuration(settings))
+    try:
+        with databases(settings) as urls, connect(urls.babylon) as conn:
+            for area, look in (
+                ("database", lambda: database(conn)),
+                ("data", lambda: data(conn, settings)),
+                ("automation", automation),
+                ("registry", lambda: registry(conn, settings)),
+            ):
+                found += _guarded(area, look)
+                conn.rollback()
+    except RlAssetsError as error:
+        found.append(Finding("database", "connection", "fail", str(error), "see the message"))
+    return found
+
+
+def _guarded(area: str, look: Callable[[], Iterator[Finding]]) -> list[Finding]:
+    """The findings of an area; an error that a person can act on is one of them."""
+    found: list[Finding] = []
+    try:
+        found.extend(look())
+    except (RlAssetsError, psycopg.Error, OSError) as error:
+        found.append(
+            Finding(area, "look", "fail", str(error).strip(), "mend this first; the rest could not be checked")
+        )
+    return found
+
+
+def configuration(settings: Settings) -> Iterator[Finding]:
+    """Settings, package versions and disk space."""
+    area = "configuration"
+    yield Finding(
+        area,
+        "settings",
+        "pass",
+        f"data in {settings.data_dir}; threshold {settings.min_trajectories}; groups of {settings.group_size}; judge "
+        f"{settings.judge}; backend {settings.backend}",
+    )
+    for package, beginning in PINNED.items():
+        try:
+            installed = version(package)
+        except PackageNotFoundError:
+            yield Finding(area, package, "fail", "not installed", "make install")
+            continue
+        fits = f"{installed}.".startswith(f"{beginning}.")
+        remedy = "" if fits else f"pip install -c constraints.txt {package}"
+        yield Finding(area, package, "pass" if fits else "fail", installed, remedy)
+    for name in ("dagster.yaml", "workspace.yaml"):
+        there = (REPOSITORY / name).is_file()
+        yield Finding(area, name, "pass" if there else "fail", str(REPOSITORY / name), "" if there else "restore it")
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(settings.data_dir).free
+    enough = free >= ROOM_BYTES
+    yield Finding(
+        area, "disk", "pass" if enough else "warn", f"{free / 1e9:.1f} GB free", "" if enough else "free some space"
+    )
+
+
+def database(conn: psycopg.Connection) -> Iterator[Finding]:
+    """The server and the tables in it."""
+    area = "database"
+    yield Finding(area, "server", "pass", f"PostgreSQL {_one(conn, 'show server_version')}")
+    for schema, table in (
+        ("public", "trajectories"),
+        ("public", "llm_call_logs"),
+        ("public", "trained_models"),
+        ("rl_assets", "snapshots"),
+        ("rl_assets", "fresh_episodes"),
+        ("rl_assets", "champion"),
+    ):
+        there = _one(conn, "select to_regclass(%s)", f'{schema}."{table}"') is not None
+        remedy = "" if there else "rl-assets db migrate"
+        yield Finding(area, f"{schema}.{table}", "pass" if there else "fail", "there" if there else "missing", remedy)
+
+
+def data(conn: psycopg.Connection, settings: Settings) -> Iterator[Finding]:
+    """Recorded episodes, and snapshots in the registry and on disk."""
+    from rl_assets.market.snapshot import load_snapshot, load_truth
+    from rl_assets.store.snapshots import list_snapshots
+
+    area = "data"
+    episodes = _one(conn, "select count(*) from trajectories")
+    yield Finding(
+        area,
+        "episodes",
+        "pass" if episodes else "warn",
+        f"{episodes} recorded",
+        "" if episodes else "rl-assets harness",
+    )
+    rows = list_snapshots(conn)
+    waiting = [row for row in rows if row.materialized_at is None]
+    for split in ("train", "gate"):
+        of_split = [row for row in rows if row.split == split]
+        yield Finding(
+            area,
+            f"{split} snapshots",
+            "pass" if of_split else "warn",
+            f"{len(of_split)} registered",
+            "" if of_split else f"rl-assets snapshots generate --split {split}",
+        )
+    if waiting:
+        yield Finding(area, "materialized", "warn", f"{len(waiting)} snapshots are not yet", "start a daemon: make ui")
+    broken: list[str] = []
+    for row in rows:
+        try:
+            snapshot, truth = load_snapshot(settings.snapshots, row.id), load_truth(settings.snapshots, row.id)
+            if truth.digest != snapshot.truth_digest:
+                broken.append(f"{row.id}: its sealed truth is another's")
+        except RlAssetsError as error:
+            broken.append(str(error))
+    detail = f"{len(broken)} of {len(rows)} are broken, first: {broken[0]}" if broken else f"all {len(rows)} are whole"
+    yield Finding(
+        area,
+        "snapshot files",
+        "fail" if broken else "pass",
+        detail,
+        "delete their files, then rl-assets snapshots generate with the same seeds" if broken else "",
+    )
+
+
+def automation() -> Iterator[Finding]:
+    """The definitions, the daemon, and runs that failed lately."""
+    import dagster as dg
+
+    from rl_assets.definitions import defs
+
+    area = "automation"
+    repository = defs.get_repository_def()
+    sensors, schedules = repository.sensor_defs, repository.schedule_defs
+    yield Finding(area, "definitions", "pass", f"{len(sensors)} sensors and {len(schedules)} schedules load")
+    for instigator in (*sensors, *schedules):
+        running = instigator.default_status.value == "RUNNING"
+        yield Finding(
+            area,
+            instigator.name,
+            "pass" if running else "warn",
+            "on unless switched off in the UI" if running else "off unless switched on in the UI",
+        )
+    instance = dg.DagsterInstance.get()
+    now = datetime.now(UTC)
+    beats = [datetime.fromtimestamp(beat.timestamp, UTC) for beat in instance.get_daemon_heartbeats().values()]
+    if beats and now - max(beats) < STALE:
+        yield Finding(area, "daemon", "pass", f"reported {(now - max(beats)).seconds} s ago")
+    else:
+        last = f"last reported {max(beats):%Y-%m-%d %H:%M} UTC" if beats else "has never reported"
+        yield Finding(area, "daemon", "warn", last, "make ui, where new episodes are to be picked up by themselves")
+    chosen = dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE], created_after=now - timedelta(days=1))
+    failed = instance.get_runs(chosen, limit=100)
+    names = sorted({run.job_name for run in failed})
+    yield Finding(
+        area,
+        "runs of the last day",
+        "warn" if failed else "pass",
+        f"{len(failed)} failed: {', '.join(names)}" if failed else "none failed",
+        "read their errors: make ui" if failed else "",
+    )
+
+
+def registry(conn: psycopg.Connection, settings: Settings) -> Iterator[Finding]:
+    """The champion, the checkpoints that must be kept, and the batches in flight."""
+    from rl_assets.registry.checkpoints import checkpoint_digest
+    from rl_assets.registry.models import champion_step, get_latest_rl_model, list_models
+    from rl_assets.store.ledger import batches
+
+    area, line = "registry", settings.model_line
+    step = champion_step(conn, line)
+    if step is None:
+        yield Finding(area, "champion", "warn", f"{line} has none yet", "rl-assets harness builds and registers step 0")
+    else:
+        live = get_latest_rl_model(conn, line)
+        yield Finding(area, "champion", "pass", f"{live.model_line} step {live.step}: its checkpoint is whole")
+    for model in list_models(conn, line):
+        if model.step == step:
+            continue
+        path = Path(model.checkpoint_path)
+        if not path.is_dir():
+            lost = f"{path} is gone"
+        elif checkpoint_digest(path) != model.digest:
+            lost = f"{path} is not what was registered"
+        else:
+            continue
+        yield Finding(area, f"step {model.step}", "warn", lost, "restore it, or it cannot be rolled back to")
+    for batch in batches(
+        conn, model_line=line, states=("reserved", "training", "trained", "evaluated", "unknown", "failed")
+    ):
+        stuck = batch.state in ("unknown", "failed")
+        yield Finding(
+            area,
+            batch.id,
+            "warn" if stuck else "pass",
+            f"{batch.state}, attempt {batch.attempt}" + (f": {batch.error}" if batch.error else ""),
+            "read its run: make ui" if stuck else "",
+        )
+
+
+def _one(conn: psycopg.Connection, query: str, *parameters: object) -> object:
+    row = conn.execute(query, parameters or None).fetchone()  # pyright: ignore[reportArgumentType, reportCallIssue]
+    return None if row is None else row[0]
