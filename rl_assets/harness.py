@@ -22,7 +22,6 @@ from rl_assets.store.agents import provision_agents
 from rl_assets.store.episodes import new_trajectory_ids, write_episodes
 from rl_assets.store.ledger import Readiness, readiness
 from rl_assets.store.snapshots import list_snapshots, register_snapshots
-from rl_assets.training.base import WARM_START_SEEDS, ensure_base_policy
 
 if TYPE_CHECKING:
     import psycopg
@@ -35,8 +34,8 @@ AGENTS = (MODEL, *REFERENCE_AGENTS)
 
 SEEDS_PER_RUN = 1000
 """Snapshot seeds that belong to one harness seed, so that two harness seeds play different market days."""
-PLAYABLE = range(SPLITS["train"].start, WARM_START_SEEDS.start)
-"""Train seeds that a harness plays: those that the base policy has not imitated."""
+PLAYABLE = range(SPLITS["train"].start, SPLITS["train"].stop - 20_000)
+"""Train seeds that a harness plays; the others are kept for the base policy to imitate."""
 MARGIN = 1.15
 """Episodes played per episode wanted: groups in which all do equally well cannot be trained on."""
 WORLDS_AT_ONCE = 32
@@ -102,6 +101,8 @@ class AgentRow:
 
 def live_model(conn: psycopg.Connection, settings: Settings, on_progress: Progress) -> LiveModel:
     """The champion; where there is none yet, the base policy is built, registered and becomes it."""
+    from rl_assets.training.base import ensure_base_policy
+
     base = ensure_base_policy(
         settings.data_dir, settings.model_line, lambda done, total: on_progress("building the base policy", done, total)
     )
