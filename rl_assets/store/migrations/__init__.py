@@ -1,0 +1,1 @@
+"""Alembic migrations of schema `rl_assets`. They create and change nothing outside it."""

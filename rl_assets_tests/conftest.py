@@ -1,0 +1,76 @@
+"""Fixtures for everybody: a real Postgres, and a fresh migrated database per test."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from rl_assets.store.database import connect, migrate
+from rl_assets.store.embedded import EmbeddedPostgres
+
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[EmbeddedPostgres]:
+    """A server for this session of tests. It does without durability, which a test of it asks for by itself."""
+    # Not pytest's own directory: that is closed to the account that runs the server for root.
+    directory = Path(tempfile.mkdtemp(prefix="rl-assets-tests-"))
+    directory.chmod(0o755)
+    server = EmbeddedPostgres(directory / "postgres", elsewhere=directory / "elsewhere")
+    try:
+        server.up()
+        with connect(server.url("dagster")) as conn:
+            for setting in ("fsync", "synchronous_commit", "full_page_writes"):
+                conn.execute(f"ALTER SYSTEM SET {setting} = off")  # pyright: ignore[reportArgumentType, reportCallIssue]
+            conn.execute("SELECT pg_reload_conf()")
+            conn.execute("CREATE DATABASE migrated")
+        migrate(server.url("migrated"))
+        yield server
+    finally:
+        server.down()
+        shutil.rmtree(directory)
+
+
+@pytest.fixture
+def empty_postgres_url(postgres_server: EmbeddedPostgres) -> Iterator[str]:
+    """The URL of a new database with nothing in it."""
+    yield from _database(postgres_server, "template0")
+
+
+@pytest.fixture
+def postgres_url(postgres_server: EmbeddedPostgres) -> Iterator[str]:
+    """The URL of a new database with Babylon's tables and ours, empty."""
+    yield from _database(postgres_server, "migrated")
+
+
+@pytest.fixture
+def conn(postgres_url: str) -> Iterator[psycopg.Connection]:
+    """A connection to a new database with all tables, as the store's functions want it."""
+    with connect(postgres_url) as connection:
+        yield connection
+
+
+@pytest.fixture(scope="session")
+def babylon_data() -> Path:
+    """The directory of sample records of Babylon; skips where there is none."""
+    default = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "babylon"
+    path = Path(os.environ.get("RL_ASSETS_BABYLON_DATA") or default)
+    if not path.is_dir():
+        pytest.skip("Babylon's sample records are not here; set RL_ASSETS_BABYLON_DATA to their directory")
+    return path
+
+
+def _database(server: EmbeddedPostgres, template: str) -> Iterator[str]:
+    name = f"test_{os.getpid()}_{next(_numbers)}"
+    with connect(server.url("dagster")) as conn:
+        conn.execute(f"CREATE DATABASE {name} TEMPLATE {template}")  # pyright: ignore[reportArgumentType, reportCallIssue]
+        yield server.url(name)
+        conn.execute(f"DROP DATABASE {name} WITH (FORCE)")  # pyright: ignore[reportArgumentType, reportCallIssue]
