@@ -83,8 +83,8 @@ class Cluster:
             outcome = self._run(command, who)
             if outcome.code != 0:
                 raise DatabaseError(
-                    f"the embedded server cannot be created in {self.home} ({outcome.complaint}); free disk space there, or "
-                    "set RL_ASSETS_DATA to another directory"
+                    f"the embedded server cannot be created in {self.home} ({outcome.complaint}); free disk space "
+                    "there, or set RL_ASSETS_DATA to another directory"
                 )
             with (partial / "data" / "postgresql.conf").open("a") as conf:
                 conf.write(SETTINGS)
@@ -119,7 +119,7 @@ class Cluster:
 
     def stop(self) -> None:
         """Stop the server if it runs. Raises DatabaseError if it does not stop."""
-        # SIGINT ends sessions and saves. SIGQUIT, for a server that hangs, leaves the rest to recovery at the next start.
+        # SIGINT ends sessions and saves; SIGQUIT, for a server that hangs, leaves that to the next start's recovery.
         for number in (signal.SIGINT, signal.SIGQUIT):
             postmaster = self.postmaster()
             if postmaster is None:
@@ -171,7 +171,7 @@ def choose_port(remembered: int | None) -> int:
     if fixed is not None:
         if not _is_free(fixed):
             raise DatabaseError(
-                f"port {fixed}, which {PORT_VARIABLE} asks for, is in use by another program; choose another, or unset it"
+                f"port {fixed}, which {PORT_VARIABLE} asks for, is in use by another program; change it, or unset it"
             )
         return fixed
     if remembered is not None and _is_free(remembered):

@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import psycopg
+from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
 from rl_assets.errors import DatabaseError
@@ -62,7 +63,7 @@ def connect(url: str) -> psycopg.Connection:
         raise DatabaseError(_NOT_A_URL) from None
     conn.execute("SET TIME ZONE 'UTC'")
     if schema is not None:
-        conn.execute(psycopg.sql.SQL("SET search_path TO {}").format(psycopg.sql.Identifier(schema)))
+        conn.execute(sql.SQL("SET search_path TO {}").format(sql.Identifier(schema)))
     return conn
 
 
@@ -78,8 +79,8 @@ def migrate(url: str) -> None:
             _upgrade(url)
         except psycopg.Error as error:
             raise DatabaseError(
-                f"the database cannot be brought up to date ({_one_line(str(error))}); let a role run `rl-assets db migrate` "
-                "that may create tables and a schema"
+                f"the database cannot be brought up to date ({_one_line(str(error))}); run `rl-assets db migrate` "
+                "as a role that may create tables and a schema"
             ) from error
 
 
@@ -100,6 +101,7 @@ def _upgrade(url: str) -> None:
     from alembic import command
     from alembic.config import Config
     from alembic.util import CommandError
+    from sqlalchemy.exc import DBAPIError
     from sqlalchemy.pool import NullPool
 
     # With the driver named, no release of SQLAlchemy chooses another; the connection is made as everywhere else.
@@ -112,9 +114,9 @@ def _upgrade(url: str) -> None:
             command.upgrade(config, "head")
     except CommandError as error:
         raise DatabaseError(
-            f"the database was brought up to date by another version of rl-assets ({_one_line(str(error))}); use that version"
+            f"another version of rl-assets brought the database up to date ({_one_line(str(error))}); use that version"
         ) from error
-    except sqlalchemy.exc.DBAPIError as error:
+    except DBAPIError as error:
         raise (error.orig if isinstance(error.orig, psycopg.Error) else error) from None
 
 
@@ -141,7 +143,7 @@ def _plain_url(url: str) -> tuple[str, str | None, bool]:
 
 
 def _unreachable(url: str, said: str) -> str:
-    """One sentence on why a connection failed. libpq's own text is used only where it cannot hold what was in the URL."""
+    """One sentence on why a connection failed, without the password."""
     parts = conninfo_to_dict(url)
     where = f"{parts.get('host') or 'localhost'}:{parts.get('port') or 5432}"
     user, name = parts.get("user") or "(nobody)", parts.get("dbname") or parts.get("user") or "(none)"

@@ -1,8 +1,7 @@
-"""The embedded Postgres server: a real one, started when it is first needed and shared by all processes on one data
-directory.
+"""The embedded Postgres server: a real one, started when first needed, shared by all processes on one data directory.
 
-A file lock makes starts take turns, and whether the server lives is found out by connecting to it. It belongs to nobody:
-it survives whoever started it, and ends with `down` alone.
+A file lock makes starts take turns, and whether the server lives is found out by connecting to it. It belongs to
+nobody: it survives whoever started it, and ends with `down` alone.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ class Status:
 
 @dataclass(frozen=True)
 class _State:
-    """What is remembered, in a file that only its owner may read. home: relative to the root, unless it is elsewhere."""
+    """What is remembered, in a file of mode 0600. home: the server's directory, relative to the root."""
 
     home: str
     password: str
@@ -76,8 +75,8 @@ class EmbeddedPostgres:
         fixed = fixed_port()
         if fixed is not None and fixed != state.port:
             raise DatabaseError(
-                f"the embedded server runs on port {state.port} and {PORT_VARIABLE} asks for {fixed}; run `rl-assets db "
-                "down` first, or unset it"
+                f"the embedded server runs on port {state.port} and {PORT_VARIABLE} asks for {fixed}; run "
+                "`rl-assets db down` first, or unset it"
             )
 
     def down(self) -> None:
@@ -102,7 +101,7 @@ class EmbeddedPostgres:
         return Status(True, pid, state.port, f"postgresql://{ROLE}@127.0.0.1:{state.port}/babylon", cluster.data)
 
     def url(self, dbname: str = "babylon") -> str:
-        """The URL of a database, password included: not to be shown. Raises DatabaseError if the server was never up."""
+        """The URL of a database, with the password: not to be shown. Raises DatabaseError if it was never up."""
         state = self._load()
         if state is None or state.port is None:
             raise DatabaseError("the embedded server is not up; start it with `rl-assets db up`")
@@ -131,8 +130,8 @@ class EmbeddedPostgres:
         port = postmaster.port
         if not until(lambda: cluster.postmaster() is None or _listens(state, port), START_SECONDS):
             raise DatabaseError(
-                f"the embedded server, process {postmaster.process.pid}, does not answer; read {cluster.log}, or stop it "
-                "with `rl-assets db down`"
+                f"the embedded server, process {postmaster.process.pid}, does not answer; read {cluster.log}, or stop "
+                "it with `rl-assets db down`"
             )
         return port if cluster.postmaster() else None
 
@@ -154,7 +153,8 @@ class EmbeddedPostgres:
         inside = self._root / "server"
         if (inside / "data").exists():
             raise DatabaseError(
-                f"{self._state_file} is lost, and with it the password of the server in {inside}; restore it or delete both"
+                f"{self._state_file} is lost, and with it the password of the server in {inside}; restore it, or "
+                "delete both"
             )
         who = programs.account(inside / "data")
         home = "server"
@@ -180,7 +180,7 @@ class EmbeddedPostgres:
         except (OSError, ValueError, TypeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is damaged"
             raise DatabaseError(
-                f"{self._state_file} cannot be read ({reason}); run as its owner and restore it, or set RL_ASSETS_DATA to "
+                f"{self._state_file} cannot be read ({reason}); run as its owner, restore it, or set RL_ASSETS_DATA to "
                 "another directory"
             ) from error
 
@@ -208,8 +208,8 @@ class EmbeddedPostgres:
                 yield
         except OSError as error:
             raise DatabaseError(
-                f"the embedded server cannot use {error.filename or self._root} ({error.strerror}); free disk space, or set "
-                "RL_ASSETS_DATA to a directory that can be written"
+                f"the embedded server cannot use {error.filename or self._root} ({error.strerror}); free disk space, "
+                "or set RL_ASSETS_DATA to a directory that can be written"
             ) from error
 
 

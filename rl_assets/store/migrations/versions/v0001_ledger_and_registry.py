@@ -95,8 +95,8 @@ CREATE INDEX offers_fresh ON rl_assets.offers (model_line, step, window_id, grou
   WHERE batch_id IS NULL;
 CREATE INDEX offers_batch ON rl_assets.offers (batch_id) WHERE batch_id IS NOT NULL;
 
--- The members of offers. The key makes a double claim impossible: an episode is in at most one offer, and an offer in at
--- most one batch.
+-- The members of offers. The key makes a double claim impossible: an episode is in at most one offer, and an offer in
+-- at most one batch.
 CREATE TABLE rl_assets.offered_episodes (
   trajectory_id text PRIMARY KEY,
   offer_id      bigint NOT NULL REFERENCES rl_assets.offers (id) ON DELETE CASCADE
