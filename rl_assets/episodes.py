@@ -55,7 +55,8 @@ class Step:
 
     `token_ids` and `logprobs` (nats, under the distribution that was sampled from) cover the response and have equal
     length; both are empty where the policy gives none. `reward` is the change of equity in dollars over the tick and
-    `equity` the mark-to-market equity in dollars after it.
+    `equity` the mark-to-market equity in dollars after it. `credit` is what the step's own order added to the expected
+    PnL, in dollars, and is None where no latent value exists; an episode's credits sum to its expected PnL.
     """
 
     tick: int
@@ -65,6 +66,7 @@ class Step:
     valid: bool
     reward: float
     equity: float
+    credit: float | None = None
     error: str | None = None
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[float, ...] = ()

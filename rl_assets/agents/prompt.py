@@ -64,7 +64,7 @@ def observations(engine: Engine) -> list[str]:
     names = config.instruments
     for place, snapshot in enumerate(engine.unique):
         said = (p for p in snapshot.posts if p.tick == tick)
-        posts[place] = "".join(f"\n@{p.source} {names[p.instrument]} {'up' if p.up else 'down'}" for p in said)
+        posts[place] = "".join(f"\n@{p.source} {'up' if p.up else 'down'} {names[p.instrument]}" for p in said)
     texts = []
     for row in range(engine.n):
         parts = [f"t {tick + 1} cash {cash[row]}"]
@@ -164,9 +164,9 @@ def vocabulary() -> list[str]:
     from rl_assets.market.snapshot import MARKET_NAMES, PERP_NAMES
 
     names = MARKET_NAMES + PERP_NAMES
-    pieces = [f"t {tick}" for tick in range(1, 25)] + [" cash", " flat", " yes", " no", " long", " short", " up", " down"]
+    pieces = [f"t {tick}" for tick in range(1, 25)] + [" cash", " flat", " yes", " no", " long", " short"]
     pieces += [f"\n{name}" for name in names] + [f" {name}" for name in names]
-    pieces += [f"\n@{source.name}" for source in SOURCES]
+    pieces += [f"\n@{source.name} {way}" for source in SOURCES for way in ("up", "down")]
     pieces += [f" {amount}" for amount in range(0, 3001, MONEY_STEP)]
     pieces += [f" {cents / 100:.2f}" for cents in range(1, 100)]
     pieces += [f" {cents / 100:+.2f}" for cents in range(-30, 31)]

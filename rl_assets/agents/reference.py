@@ -90,7 +90,7 @@ def _on_moves(seat: Seat, sign: float) -> Orders:
     change = np.concatenate([moved, drift], axis=1)
     instrument = np.abs(change).argmax(axis=1)
     change = np.take_along_axis(change, instrument[:, None], axis=1)[:, 0]
-    return _directed(seat, instrument, sign * change, np.abs(change) > 0.02)
+    return _directed(seat, instrument, sign * change, np.abs(change) > 0.01)
 
 
 def _post_follower(seat: Seat) -> Orders:
@@ -115,7 +115,8 @@ def _oracle(seat: Seat) -> Orders:
 
 def _on_scores(seat: Seat, scores: np.ndarray, threshold: float) -> Orders:
     """Trade the instrument of the largest score (ties broken by a draw) if it is above the threshold."""
-    instrument = (np.abs(scores) + 1e-6 * seat.draws[:, 3:4] * np.arange(scores.shape[1])).argmax(axis=1)
+    shuffled = np.modf(seat.draws[:, 3:4] * (7.13 * (1 + np.arange(scores.shape[1]))))[0]
+    instrument = (np.abs(scores) + 1e-6 * shuffled).argmax(axis=1)
     score = np.take_along_axis(scores, instrument[:, None], axis=1)[:, 0]
     return _directed(seat, instrument, score, np.abs(score) > threshold)
 

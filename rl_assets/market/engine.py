@@ -166,13 +166,18 @@ class Engine:
         Realised: prediction shares pay their outcome and perpetuals close at the index. Expected: shares are worth the
         final latent probability and perpetuals the final fair price.
         """
-        config = self.config
         outcome = np.stack([t.outcomes for t in truths]).astype(float)
+        realised = self._value(outcome, self.perp_prices)
+        return realised - self.config.start_cash, self.hindsight(truths) - self.config.start_cash
+
+    def hindsight(self, truths: list[Truth]) -> np.ndarray:
+        """Dollars (episodes,): cash and what is held now, valued at the final latent values.
+
+        Prices do not move it, so its change over a tick is what that tick's order, funding and liquidations added.
+        """
         latent = np.stack([t.latents()[-1] for t in truths])
         fair = np.stack([t.fairs()[-1] for t in truths])
-        realised = self._value(outcome, self.perp_prices)
-        expected = self._value(latent, fair)
-        return realised - config.start_cash, expected - config.start_cash
+        return self._value(latent, fair)
 
     def _value(self, probability: np.ndarray, perp: np.ndarray) -> np.ndarray:
         total = self.cash.copy()

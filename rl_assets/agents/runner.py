@@ -1,0 +1,227 @@
+"""Playing episodes: agents take turns with the market until it closes, many episodes side by side.
+
+Also the proof that a record is true: `replay` runs the recorded actions again and compares every number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Protocol
+
+import numpy as np
+
+from rl_assets.agents import prompt
+from rl_assets.agents.reference import Seat, rule
+from rl_assets.agents.reply import Reply
+from rl_assets.episodes import Episode, Policy, Sampling, Step, window_of
+from rl_assets.market.engine import LIQUIDATED, Engine, Fills
+from rl_assets.market.snapshot import Snapshot, Truth
+
+World = tuple[Snapshot, Truth]
+
+
+class Table(Protocol):
+    """An agent at play in some rows of an engine. `reply` is called once per tick with one observation per row."""
+
+    def reply(self, observations: Sequence[str]) -> list[Reply]: ...
+
+
+class Agent(Protocol):
+    """Whoever can play. `sit` starts episodes in the given rows; `seeds` holds one entropy tuple per row."""
+
+    policy: Policy
+    sampling: Sampling | None
+
+    def sit(self, engine: Engine, rows: np.ndarray, truths: list[Truth], seeds: list[tuple[int, ...]]) -> Table: ...
+
+
+class ReferenceAgent:
+    """A rule of `reference`, by name. It says its orders as text, like everybody else."""
+
+    sampling = None
+
+    def __init__(self, name: str) -> None:
+        self._rule = rule(name)
+        self.policy = Policy(name)
+
+    def sit(self, engine: Engine, rows: np.ndarray, truths: list[Truth], seeds: list[tuple[int, ...]]) -> Table:
+        return _ReferenceTable(self._rule, engine, rows, truths, uniform_draws(seeds, engine.config.ticks * 5))
+
+
+class _ReferenceTable:
+    def __init__(self, rule, engine: Engine, rows: np.ndarray, truths: list[Truth], draws: np.ndarray) -> None:
+        self._rule, self._engine, self._rows, self._truths = rule, engine, rows, truths
+        self._draws = draws.reshape(len(rows), -1, 5)
+
+    def reply(self, observations: Sequence[str]) -> list[Reply]:
+        orders = self._rule(Seat(self._engine, self._rows, self._draws[:, self._engine.tick], self._truths))
+        return [Reply(text) for text in prompt.render_orders(orders, self._engine.config)]
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """An agent, the id it is recorded under, and how many siblings of it play each snapshot."""
+
+    agent: Agent
+    agent_id: str
+    siblings: int = 1
+
+
+def play(
+    assignments: Sequence[Assignment],
+    worlds: Sequence[World],
+    *,
+    seed: int,
+    new_ids: Callable[[int], list[str]],
+    batch: int = 512,
+    is_evaluation: bool = False,
+    on_progress: Callable[[int, int], None] | None = None,
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+) -> list[Episode]:
+    """Every assignment plays every world with all its siblings. Returns episodes in order of assignment, world, sibling.
+
+    seed, the snapshot's seed and the sibling's number decide every draw. batch: episodes side by side. `new_ids` gives n
+    fresh trajectory ids. `on_progress` is called with the episodes done and in all.
+    """
+    total = sum(a.siblings for a in assignments) * len(worlds)
+    episodes: list[Episode] = []
+    for assignment in assignments:
+        seats = [(world, sibling) for world in worlds for sibling in range(assignment.siblings)]
+        for start in range(0, len(seats), batch):
+            part = seats[start : start + batch]
+            ids = new_ids(len(part))
+            episodes += _play_batch(assignment, part, seed, ids, is_evaluation, clock)
+            if on_progress is not None:
+                on_progress(len(episodes), total)
+    return episodes
+
+
+def _play_batch(
+    assignment: Assignment,
+    seats: list[tuple[World, int]],
+    seed: int,
+    ids: list[str],
+    is_evaluation: bool,
+    clock: Callable[[], datetime],
+) -> list[Episode]:
+    snapshots, truths = [w[0] for w, _ in seats], [w[1] for w, _ in seats]
+    engine = Engine(snapshots)
+    config = engine.config
+    agent = assignment.agent
+    seeds = [(seed, world[0].seed, sibling) for world, sibling in seats]
+    began = clock()
+    table = agent.sit(engine, np.arange(engine.n), truths, seeds)
+    steps: list[list[Step]] = [[] for _ in seats]
+    worth = engine.hindsight(truths)
+    while not engine.done:
+        tick = engine.tick
+        observations = prompt.observations(engine)
+        replies = table.reply(observations)
+        orders, actions, unreadable = prompt.to_orders([r.text for r in replies], config)
+        fills = engine.step(orders)
+        worth, before = engine.hindsight(truths), worth
+        for row, reply in enumerate(replies):
+            steps[row].append(
+                Step(
+                    tick=tick,
+                    observation=observations[row],
+                    response=reply.text,
+                    action=actions[row],
+                    valid=bool(fills.valid[row]),
+                    reward=money(fills.reward[row]),
+                    equity=money(engine.equity[row]),
+                    credit=money(worth[row] - before[row]),
+                    error=_trouble(fills, row, unreadable[row]),
+                    token_ids=reply.token_ids,
+                    logprobs=reply.logprobs,
+                    prompt_tokens=reply.prompt_tokens,
+                    latency_ms=reply.latency_ms,
+                )
+            )
+    realised, expected = engine.settle(truths)
+    ended = clock()
+    system = prompt.system_message(config)
+    return [
+        Episode(
+            trajectory_id=ids[row],
+            agent_id=assignment.agent_id,
+            policy=agent.policy,
+            scenario_id=f"benchmark-{snapshot.id}",
+            window_id=window_of(ended),
+            started_at=began,
+            ended_at=ended,
+            system=system,
+            steps=tuple(steps[row]),
+            prompt_version=prompt.PROMPT_VERSION,
+            sampling=agent.sampling,
+            snapshot_id=snapshot.id,
+            sibling=seats[row][1],
+            realised_pnl=money(realised[row]),
+            expected_pnl=money(expected[row]),
+            max_drawdown=money(engine.max_drawdown[row]),
+            breaches=int(engine.breaches[row]),
+            trades=int(engine.trades[row]),
+            fees=money(engine.fees[row]),
+            is_evaluation=is_evaluation,
+        )
+        for row, snapshot in enumerate(snapshots)
+    ]
+
+
+def replay(episode: Episode, snapshot: Snapshot, truth: Truth) -> list[str]:
+    """Run the recorded responses again. Returns what differs from the record, in words; empty if every bit agrees."""
+    if episode.snapshot_id != snapshot.id:
+        return [f"played on {episode.snapshot_id}, replayed on {snapshot.id}"]
+    if len(episode.steps) != snapshot.n_ticks:
+        return [f"{len(episode.steps)} steps recorded, the snapshot has {snapshot.n_ticks} ticks"]
+    engine = Engine([snapshot])
+    worth = engine.hindsight([truth])
+    differences = []
+    if episode.system != prompt.system_message(snapshot.config):
+        differences.append("the system message differs")
+    for step in episode.steps:
+        observation = prompt.observations(engine)[0]
+        orders, _, _ = prompt.to_orders([step.response], snapshot.config)
+        fills = engine.step(orders)
+        worth, before = engine.hindsight([truth]), worth
+        replayed = {
+            "observation": observation,
+            "valid": bool(fills.valid[0]),
+            "reward": money(fills.reward[0]),
+            "equity": money(engine.equity[0]),
+            "credit": money(worth[0] - before[0]),
+        }
+        for name, value in replayed.items():
+            recorded = getattr(step, name)
+            if recorded != value:
+                differences.append(f"tick {step.tick}: {name} was {recorded!r}, replays as {value!r}")
+    realised, expected = engine.settle([truth])
+    for name, value in (
+        ("realised_pnl", money(realised[0])),
+        ("expected_pnl", money(expected[0])),
+        ("max_drawdown", money(engine.max_drawdown[0])),
+        ("fees", money(engine.fees[0])),
+        ("breaches", int(engine.breaches[0])),
+        ("trades", int(engine.trades[0])),
+    ):
+        if getattr(episode, name) != value:
+            differences.append(f"{name} was {getattr(episode, name)!r}, replays as {value!r}")
+    return differences
+
+
+def uniform_draws(seeds: list[tuple[int, ...]], count: int) -> np.ndarray:
+    """float64 (rows, count) in [0, 1): each row from its own stream."""
+    return np.stack([np.random.Generator(np.random.PCG64(np.random.SeedSequence(s))).random(count) for s in seeds])
+
+
+def money(amount: float) -> float:
+    """Dollars rounded to a millionth, so that a record survives text and Parquet unchanged."""
+    return float(np.rint(amount * 1e6) / 1e6) + 0.0
+
+
+def _trouble(fills: Fills, row: int, unreadable: str | None) -> str | None:
+    if fills.error[row] is not None:
+        return unreadable or str(fills.error[row])
+    return LIQUIDATED if fills.liquidated[row] else None

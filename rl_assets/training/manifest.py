@@ -1,0 +1,73 @@
+"""The manifest: exactly which episodes, in which groups and with which rewards, make the next step."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rl_assets.errors import MalformedInput
+
+
+@dataclass(frozen=True)
+class ManifestGroup:
+    """A group as judged: one reward in [0, 1] per trajectory."""
+
+    group_id: str
+    trajectory_ids: tuple[str, ...]
+    rewards: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """One batch. base_step: the step that played its episodes. judgement_sets: the append-only sets its rewards are from.
+    windows: hours (UTC) its episodes were recorded in."""
+
+    batch_id: str
+    model_line: str
+    base_step: int
+    judgement_sets: tuple[str, ...]
+    windows: tuple[str, ...]
+    groups: tuple[ManifestGroup, ...]
+
+    @property
+    def trajectory_ids(self) -> tuple[str, ...]:
+        return tuple(i for group in self.groups for i in group.trajectory_ids)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, raw: Any) -> Manifest:
+        """Check and read. Raises MalformedInput: a batch is never trained on a manifest that is not whole."""
+        if isinstance(raw, str):
+            try:
+                raw = json.loads(raw)
+            except json.JSONDecodeError as error:
+                raise MalformedInput(f"the manifest is not JSON ({error}); restore it from the ledger") from error
+        try:
+            manifest = cls(
+                batch_id=str(raw["batch_id"]),
+                model_line=str(raw["model_line"]),
+                base_step=int(raw["base_step"]),
+                judgement_sets=tuple(map(str, raw["judgement_sets"])),
+                windows=tuple(map(str, raw["windows"])),
+                groups=tuple(
+                    ManifestGroup(
+                        str(g["group_id"]), tuple(map(str, g["trajectory_ids"])), tuple(map(float, g["rewards"]))
+                    )
+                    for g in raw["groups"]
+                ),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise MalformedInput(f"the manifest lacks or garbles {error}; restore it from the ledger") from error
+        ids = manifest.trajectory_ids
+        if len(set(ids)) != len(ids):
+            raise MalformedInput(f"manifest {manifest.batch_id} names a trajectory twice; restore it from the ledger")
+        for group in manifest.groups:
+            if len(group.rewards) != len(group.trajectory_ids) or not all(
+                math.isfinite(r) and 0.0 <= r <= 1.0 for r in group.rewards
+            ):
+                raise MalformedInput(f"group {group.group_id} of {manifest.batch_id} lacks a reward in [0, 1]; re-judge it")
+        return manifest

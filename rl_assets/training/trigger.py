@@ -1,0 +1,119 @@
+"""Whether to train now: the decision that the sensor, the daily schedule, the forcing job and the command line share.
+
+An episode is claimed in one transaction; the run that trains on it is requested afterwards. A crash in between is
+healed by looking again, because what is decided here follows from the ledger and from which runs are alive alone.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rl_assets.registry.models import champion_step
+from rl_assets.store.ledger import Batch, advance_batch, batches, claim_batch, get_batch, readiness
+
+if TYPE_CHECKING:
+    import psycopg
+
+ATTEMPTS = 3
+"""Times a batch is trained before it needs a person, and times what follows a training is tried."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Runs:
+    """The orchestrator's runs of one batch: the id of the one that lives, and the `run_key`s that have ended."""
+
+    live: str | None
+    ended: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What a look at the queue led to: a batch to run under `run_key`, or only a reason why nothing is to be run."""
+
+    reason: str
+    batch: Batch | None = None
+    run_key: str | None = None
+
+
+def look(conn: psycopg.Connection, *, model_line: str, minimum: int, runs_of: Callable[[str], Runs]) -> Look:
+    """Decide what the next run of a model line is, claiming a batch if `minimum` fresh episodes wait.
+
+    One batch of a line is in flight at a time. `runs_of` gives the runs of a batch; it is called at most once.
+    """
+    in_flight = batches(conn, model_line=model_line, states=("reserved", "training", "trained", "evaluated", "unknown"), limit=1)
+    if in_flight:
+        return _resume(conn, in_flight[0], runs_of(in_flight[0].id))
+    failed = [b for b in batches(conn, model_line=model_line, states=("failed",), limit=20) if b.attempt < ATTEMPTS]
+    if failed:
+        batch = advance_batch(conn, failed[0].id, "reserved")
+        logger.warning("batch %s is tried again, attempt %d of %d", batch.id, batch.attempt, ATTEMPTS)
+        return _request(batch, f"{batch.id} is tried again: attempt {batch.attempt} of {ATTEMPTS}")
+    return claim(conn, model_line=model_line, minimum=minimum, forced_by=None)
+
+
+def claim(conn: psycopg.Connection, *, model_line: str, minimum: int, forced_by: str | None) -> Look:
+    """Claim a batch of at least `minimum` fresh episodes, or of all there are where `forced_by` says who wants it.
+
+    The run of a batch claimed here is requested by whoever called, or else by the training sensor's next look.
+    Raises `LedgerConflict` if it is forced and there is nothing to claim.
+    """
+    base_step = champion_step(conn, model_line)
+    if base_step is None:
+        return Look(f"{model_line} has no champion yet; materialize base_policy")
+    ready = readiness(conn, model_line, base_step)
+    counts = f"{ready.fresh} of {minimum} fresh episodes"
+    if ready.waiting_groups:
+        counts += f"; {ready.waiting_groups} groups wait for a judge"
+    if forced_by is None and ready.fresh < minimum:
+        return Look(counts)
+    if ready.fresh < minimum:
+        logger.warning("the threshold of %d is overridden by %s: %d fresh episodes", minimum, forced_by, ready.fresh)
+    batch = claim_batch(conn, model_line=model_line, base_step=base_step, minimum=minimum, forced_by=forced_by)
+    if batch is None:
+        return Look(f"{counts}; another look claimed them first")
+    return _request(batch, f"{counts}: claimed as {batch.id}, on top of step {base_step}")
+
+
+def record_failure(conn: psycopg.Connection, batch_id: str, *, run_id: str, run_key: str | None, error: str) -> str:
+    """Enter in the ledger that a run of a batch failed; returns what was done, for the log.
+
+    A batch that is not trained yet becomes `failed`. One that is trained keeps its state, since its episodes are
+    consumed: what follows the training is repeated by the next look.
+    """
+    batch = get_batch(conn, batch_id)
+    if run_key is not None and f"{run_key}:".startswith(f"{_key(batch)}:") is False:
+        return f"run {run_id} belongs to an earlier attempt of {batch_id}, which is {batch.state}"
+    if batch.state not in ("reserved", "training"):
+        return f"{batch_id} stays {batch.state}: run {run_id} failed with {error}"
+    advance_batch(conn, batch_id, "failed", run_id=run_id, error=error)
+    logger.error("batch %s failed in run %s: %s", batch_id, run_id, error)
+    return f"{batch_id} is failed: {error}"
+
+
+def _resume(conn: psycopg.Connection, batch: Batch, runs: Runs) -> Look:
+    if runs.live is not None:
+        return Look(f"{batch.id} is {batch.state}, in run {runs.live}")
+    if batch.state == "unknown":
+        return Look(f"nobody knows whether {batch.id} was trained; compare the backend's checkpoints, then set its state")
+    if batch.state == "reserved" and _key(batch) not in runs.ended:
+        return _request(batch, f"{batch.id} is claimed and has no run")
+    if batch.state in ("reserved", "training"):
+        run_key = _key(batch)
+        return Look(record_failure(conn, batch.id, run_id="", run_key=run_key, error="its run ended without a result"))
+    repeats = sum(key.startswith(f"{_key(batch)}:after-") for key in runs.ended)
+    if repeats >= ATTEMPTS:
+        return Look(f"{batch.id} is {batch.state}, and what follows failed {repeats} times; read the error of its run")
+    return Look(f"{batch.id} is {batch.state}; what follows is repeated", batch, f"{_key(batch)}:after-{repeats + 1}")
+
+
+def _key(batch: Batch) -> str:
+    return f"{batch.id}:{batch.attempt}"
+
+
+def _request(batch: Batch, reason: str) -> Look:
+    return Look(reason, batch, _key(batch))
