@@ -67,7 +67,6 @@ class Watch:
         row = self._conn.execute(
             'select count(*) from trajectories where "trajectoryId" = any(%s) and "judgedAt" is null', (self._ids,)
         ).fetchone()
-        self._conn.rollback()
         return int(row[0]) if row else 0
 
 

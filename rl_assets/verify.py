@@ -50,7 +50,6 @@ def verify(settings: Settings) -> list[Finding]:
                 ("registry", lambda: registry(conn, settings)),
             ):
                 found += _guarded(area, look)
-                conn.rollback()
     except RlAssetsError as error:
         found.append(Finding("database", "connection", "fail", str(error), "see the message"))
     return found
@@ -107,7 +106,7 @@ def database(conn: psycopg.Connection) -> Iterator[Finding]:
         ("public", "llm_call_logs"),
         ("public", "trained_models"),
         ("rl_assets", "snapshots"),
-        ("rl_assets", "fresh_episodes"),
+        ("rl_assets", "offers"),
         ("rl_assets", "champion"),
     ):
         there = _one(conn, "select to_regclass(%s)", f'{schema}."{table}"') is not None

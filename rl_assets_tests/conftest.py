@@ -12,18 +12,26 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from rl_assets.settings import prepare_environment
 from rl_assets.store.database import connect, migrate
 from rl_assets.store.embedded import EmbeddedPostgres
 
+prepare_environment()
+
 _numbers = itertools.count()
+
+
+@pytest.fixture
+def reachable() -> Iterator[Path]:
+    """A directory that every account may enter. Pytest's own is closed to the one that runs the server for root."""
+    yield from _reachable()
 
 
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[EmbeddedPostgres]:
     """A server for this session of tests. It does without durability, which a test of it asks for by itself."""
-    # Not pytest's own directory: that is closed to the account that runs the server for root.
-    directory = Path(tempfile.mkdtemp(prefix="rl-assets-tests-"))
-    directory.chmod(0o755)
+    directories = _reachable()
+    directory = next(directories)
     server = EmbeddedPostgres(directory / "postgres", elsewhere=directory / "elsewhere")
     try:
         server.up()
@@ -36,7 +44,7 @@ def postgres_server() -> Iterator[EmbeddedPostgres]:
         yield server
     finally:
         server.down()
-        shutil.rmtree(directory)
+        next(directories, None)
 
 
 @pytest.fixture
@@ -66,6 +74,13 @@ def babylon_data() -> Path:
     if not path.is_dir():
         pytest.skip("Babylon's sample records are not here; set RL_ASSETS_BABYLON_DATA to their directory")
     return path
+
+
+def _reachable() -> Iterator[Path]:
+    directory = Path(tempfile.mkdtemp(prefix="rl-assets-tests-"))
+    directory.chmod(0o755)
+    yield directory
+    shutil.rmtree(directory)
 
 
 def _database(server: EmbeddedPostgres, template: str) -> Iterator[str]:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
@@ -13,8 +12,6 @@ from rl_assets.errors import ConfigurationError
 from rl_assets.harness import AGENTS, PLAYABLE, SEEDS_PER_RUN, Plan
 from rl_assets.market.snapshot import SNAPSHOTS_PER_DAY
 from rl_assets.settings import Settings
-from rl_assets.store.database import connect, migrate
-from rl_assets.store.embedded import EmbeddedPostgres
 from rl_assets.store.episodes import read_episodes
 from rl_assets.store.ledger import Readiness
 from rl_assets.store.snapshots import list_snapshots
@@ -34,21 +31,6 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     settings = Settings(tmp_path_factory.mktemp("data"))
     ensure_base_policy(settings.data_dir, settings.model_line, warm_start=WarmStart(episodes=16, passes=1))
     return settings
-
-
-@pytest.fixture(scope="module")
-def server(settings: Settings) -> Iterator[EmbeddedPostgres]:
-    server = EmbeddedPostgres(settings.postgres_dir)
-    server.up()
-    migrate(server.url("babylon"))
-    yield server
-    server.down()
-
-
-@pytest.fixture
-def conn(server: EmbeddedPostgres) -> Iterator[psycopg.Connection]:
-    with connect(server.url("babylon")) as conn:
-        yield conn
 
 
 def test_two_runs_with_one_seed_play_the_same_and_another_seed_does_not(conn: psycopg.Connection, settings: Settings):

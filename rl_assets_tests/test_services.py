@@ -102,8 +102,8 @@ def test_a_child_does_not_outlive_a_killed_command(modules: Path):
     assert soon(lambda: not lives(int(told.read_text())))
 
 
-def test_the_last_command_out_stops_the_embedded_database(tmp_path: Path):
-    settings = Settings(tmp_path)
+def test_the_last_command_out_stops_the_embedded_database(reachable: Path):
+    settings = Settings(reachable)
     server = EmbeddedPostgres(settings.postgres_dir)
     with databases(settings) as first:
         assert os.environ["DATABASE_URL"] == first.babylon
@@ -114,8 +114,8 @@ def test_the_last_command_out_stops_the_embedded_database(tmp_path: Path):
     assert "DATABASE_URL" not in os.environ
 
 
-def test_a_server_that_was_asked_to_stay_stays(tmp_path: Path):
-    settings = Settings(tmp_path)
+def test_a_server_that_was_asked_to_stay_stays(reachable: Path):
+    settings = Settings(reachable)
     server = EmbeddedPostgres(settings.postgres_dir)
     server.up()
     try:
