@@ -1,0 +1,215 @@
+"""Episodes in Postgres: written in bulk, read by window or by id, and which windows have news."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import psycopg
+from psycopg.rows import dict_row
+from psycopg.sql import SQL, Composed, Identifier, Literal
+
+from rl_assets.episodes import WINDOW_FORMAT, Episode
+from rl_assets.errors import DatabaseError, MalformedInput
+from rl_assets.store.parse import Decoded, Malformed, decode, to_episode
+from rl_assets.store.record import CALL_COLUMNS, TRAJECTORY_COLUMNS, call_rows, naive, trajectory_row
+
+LIMIT_BYTES = 16 * 2**20
+"""Rows with more JSON than this are rejected unread: thousands of times what an episode takes."""
+CHUNK = 200
+"""Rows in memory as text at a time."""
+RAW_CHARACTERS = 2000
+RECENT = timedelta(hours=48)
+"""How far back windows are looked at on a database without an index on changes."""
+
+_WINDOW = SQL("""CASE WHEN "windowId" IS NULL OR "windowId" >= 'A' THEN to_char("endTime", 'YYYY-MM-DD"T"HH24:00')
+                      ELSE "windowId" END""")
+"""A row's hour. Some recorders name no window, or a benchmark; the others would have named the hour of its end."""
+_COLUMNS = SQL("""
+    "trajectoryId", "agentId", "scenarioId", "finalPnL", "isTrainingData", "isEvaluation", {window} AS "window",
+    (extract(epoch FROM "startTime") * 1000)::float8 AS "startMs",
+    (extract(epoch FROM "endTime") * 1000)::float8 AS "endMs",
+    octet_length("stepsJson") AS "bytes", octet_length("metadataJson") AS "metadataBytes",
+    CASE WHEN octet_length("stepsJson") <= {limit} THEN "stepsJson" END AS "stepsJson",
+    CASE WHEN octet_length("metadataJson") <= {limit} THEN "metadataJson" END AS "metadataJson"
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """A row that is not an episode. raw: the beginning of its steps as they are stored."""
+
+    trajectory_id: str
+    reason: str
+    detail: str
+    raw: str
+
+
+@dataclass(frozen=True, slots=True)
+class WindowRead:
+    """All rows of a window, each once, in order of trajectory id."""
+
+    episodes: list[Episode]
+    rejects: list[Reject]
+
+
+@dataclass(frozen=True, slots=True)
+class WindowState:
+    """How many rows a window has, and when one last changed other than by being judged or trained on."""
+
+    window_id: str
+    rows: int
+    newest_updated_at: datetime
+
+
+def new_trajectory_ids(n: int) -> list[str]:
+    """n ids that no other process makes: decimal, in order of time like Babylon's, but with 48 random bits per call."""
+    if n > 2**20:
+        raise ValueError(f"{n} ids at once; ask for at most {2**20}")
+    first = (time.time_ns() // 1_000_000 << 68) | (secrets.randbits(48) << 20)
+    return [str(first + number) for number in range(n)]
+
+
+def write_episodes(conn: psycopg.Connection, episodes: Sequence[Episode]) -> int:
+    """Record episodes and their calls in one transaction; returns how many.
+
+    Raises MalformedInput if one cannot be stored, DatabaseError if an agent is unknown or an episode already recorded;
+    then nothing is written.
+    """
+    now = datetime.now(UTC)
+    try:
+        with conn.transaction(), conn.cursor() as cursor:
+            with cursor.copy(_copy("trajectories", TRAJECTORY_COLUMNS)) as copy:
+                for episode, row_id in zip(episodes, new_trajectory_ids(len(episodes)), strict=True):
+                    copy.write_row(trajectory_row(episode, row_id, now))
+            with cursor.copy(_copy("llm_call_logs", CALL_COLUMNS)) as copy:
+                for episode in episodes:
+                    for row in call_rows(episode, new_trajectory_ids(len(episode.steps)), now):
+                        copy.write_row(row)
+    except psycopg.DataError as error:
+        raise MalformedInput(f"an episode does not fit Babylon's columns ({error}); correct what made it") from error
+    except psycopg.errors.ForeignKeyViolation as error:
+        raise DatabaseError(
+            f"an episode's agent is unknown ({error.diag.message_detail}); provision it first"
+        ) from error
+    except psycopg.errors.UniqueViolation as error:
+        raise DatabaseError(
+            f"an episode is already recorded ({error.diag.message_detail}); give it a new id"
+        ) from error
+    return len(episodes)
+
+
+def read_window(conn: psycopg.Connection, window_id: str, *, limit_bytes: int = LIMIT_BYTES) -> WindowRead:
+    """Every row of an hour, of any known shape. A malformed one becomes a reject and stops nothing.
+
+    Rows that are fine but of no use to training are episodes whose `not_trainable` says why.
+    """
+    start = datetime.strptime(window_id, WINDOW_FORMAT)
+    hour = SQL("""(SELECT * FROM trajectories WHERE "windowId" = %(window)s
+        UNION ALL SELECT * FROM trajectories WHERE ("windowId" IS NULL OR "windowId" >= 'A')
+                                               AND "endTime" >= %(start)s AND "endTime" < %(end)s)""")
+    parameters = {"window": window_id, "start": start, "end": start + timedelta(hours=1)}
+    found = sorted(_read(conn, hour, parameters, limit_bytes), key=lambda one: one.trajectory_id)
+    return WindowRead(
+        [one for one in found if isinstance(one, Episode)], [one for one in found if isinstance(one, Reject)]
+    )
+
+
+def read_episodes(conn: psycopg.Connection, trajectory_ids: Sequence[str]) -> dict[str, Episode]:
+    """The named episodes. Raises MalformedInput if one of them is not there or is not readable."""
+    wanted = SQL('(SELECT * FROM trajectories WHERE "trajectoryId" = ANY(%(ids)s))')
+    episodes: dict[str, Episode] = {}
+    for one in _read(conn, wanted, {"ids": list(trajectory_ids)}, LIMIT_BYTES):
+        if isinstance(one, Reject):
+            raise MalformedInput(f"episode {one.trajectory_id} is {one.reason} ({one.detail}); restore its row")
+        episodes[one.trajectory_id] = one
+    missing = sorted(set(trajectory_ids) - episodes.keys())
+    if missing:
+        raise MalformedInput(
+            f"{len(missing)} episodes are gone from the database, first {missing[0]}; restore their rows"
+        )
+    return episodes
+
+
+def changed_windows(conn: psycopg.Connection, since: datetime | None, limit: int) -> list[WindowState]:
+    """Windows with a row changed at `since` or later, those with the oldest changes first, at most `limit`.
+
+    A change that consists in a judgement mirrored to the row, or in its use in training, is no news. An index on news
+    answers this; a database that Babylon made lacks it, and then only windows of the last 48 hours before `since` are
+    looked at (`sql/babylon.sql` has the index, for an operator to add).
+    """
+    conditions = [SQL('"updatedAt" IS DISTINCT FROM "judgedAt" AND NOT "usedInTraining" AND isfinite("updatedAt")')]
+    parameters: dict[str, Any] = {"limit": limit}
+    if since is not None:
+        conditions.append(SQL('"updatedAt" >= %(since)s'))
+        parameters["since"] = naive(since)
+        if not _has_news_index(conn):
+            conditions.append(SQL('"windowId" >= %(oldest)s'))
+            parameters["oldest"] = (since.astimezone(UTC) - RECENT).strftime(WINDOW_FORMAT)
+    query = SQL("""
+        WITH news AS (
+          SELECT {window} AS "window", max("updatedAt") AS newest FROM trajectories WHERE {conditions} GROUP BY 1)
+        SELECT "window", newest, (SELECT count(*) FROM trajectories WHERE "windowId" = "window") FROM news
+        WHERE "window" ~ '^[0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}}T[0-9]{{2}}:00$' ORDER BY newest, "window" LIMIT %(limit)s
+    """).format(window=_WINDOW, conditions=SQL(" AND ").join(conditions))
+    rows = conn.execute(query, parameters).fetchall()
+    return [WindowState(window, count, newest.replace(tzinfo=UTC)) for window, newest, count in rows]
+
+
+def _read(
+    conn: psycopg.Connection, source: SQL, parameters: dict[str, Any], limit_bytes: int
+) -> Iterator[Episode | Reject]:
+    columns = _COLUMNS.format(window=_WINDOW, limit=Literal(limit_bytes))
+    query = SQL("SELECT {columns} FROM {source} AS t").format(columns=columns, source=source)
+    with conn.transaction(), conn.cursor(name="read_episodes", row_factory=dict_row) as cursor:
+        cursor.execute(query, parameters)
+        while rows := cursor.fetchmany(CHUNK):
+            decoded: list[Decoded] = []
+            for row in rows:
+                try:
+                    largest = max(row["bytes"], row["metadataBytes"])
+                    if largest > limit_bytes:
+                        raise Malformed("too_large", f"{largest} bytes of JSON; at most {limit_bytes} are read")
+                    decoded.append(decode(row))
+                except Malformed as error:
+                    yield _reject(row, error)
+            logged = _logged(conn, [one.row["trajectoryId"] for one in decoded if one.bare])
+            for one in decoded:
+                try:
+                    yield to_episode(one, one.row["window"], logged.get(one.row["trajectoryId"], {}))
+                except Malformed as error:
+                    yield _reject(one.row, error)
+
+
+def _reject(row: Any, error: Malformed) -> Reject:
+    return Reject(row["trajectoryId"], error.reason, error.detail, (row["stepsJson"] or "")[:RAW_CHARACTERS])
+
+
+def _logged(conn: psycopg.Connection, trajectory_ids: list[str]) -> dict[str, dict[str, dict[str, Any]]]:
+    """By trajectory and step, the call that decided as `llm_call_logs` has it."""
+    calls: dict[str, dict[str, dict[str, Any]]] = {}
+    if not trajectory_ids:
+        return calls
+    with conn.cursor(row_factory=dict_row) as cursor:
+        cursor.execute(
+            """SELECT "trajectoryId", "stepId", "model", "purpose", "systemPrompt", "userPrompt", "response",
+                      "temperature", "maxTokens", "topP", "promptTokens", "latencyMs"
+               FROM llm_call_logs WHERE "trajectoryId" = ANY(%s) ORDER BY "purpose" <> 'action', "timestamp", "id" """,
+            [trajectory_ids],
+        )
+        for row in cursor:
+            calls.setdefault(row["trajectoryId"], {}).setdefault(row["stepId"], row)
+    return calls
+
+
+def _has_news_index(conn: psycopg.Connection) -> bool:
+    row = conn.execute("SELECT to_regclass('\"rl_assets_trajectories_news_idx\"') IS NOT NULL").fetchone()
+    return row is not None and row[0]
+
+
+def _copy(table: str, columns: Sequence[str]) -> Composed:
+    return SQL("COPY {} ({}) FROM STDIN").format(Identifier(table), SQL(", ").join(map(Identifier, columns)))

@@ -1,0 +1,154 @@
+"""Typed files of bulk data: the episodes of a window or batch, and tables, as Parquet; small things as JSON.
+
+A file is written beside its place and moved there when it is whole, so that nobody ever reads half of one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rl_assets.episodes import Episode, Policy, Sampling, Step
+from rl_assets.errors import MalformedInput, RlAssetsError
+
+ROWS_AT_ONCE = 1000
+_TIME = pa.timestamp("us", tz="UTC")
+_STEP = {
+    "tick": pa.int64(),
+    "observation": pa.string(),
+    "response": pa.string(),
+    "action": pa.string(),
+    "valid": pa.bool_(),
+    "reward": pa.float64(),
+    "equity": pa.float64(),
+    "credit": pa.float64(),
+    "error": pa.string(),
+    "token_ids": pa.list_(pa.int64()),
+    "logprobs": pa.list_(pa.float64()),
+    "prompt_tokens": pa.int64(),
+    "latency_ms": pa.int64(),
+}
+EPISODES = pa.schema(
+    {
+        "trajectory_id": pa.string(),
+        "agent_id": pa.string(),
+        "policy": pa.struct({"name": pa.string(), "step": pa.int64()}),
+        "scenario_id": pa.string(),
+        "window_id": pa.string(),
+        "started_at": _TIME,
+        "ended_at": _TIME,
+        "system": pa.string(),
+        "steps": pa.list_(pa.struct(_STEP)),
+        "prompt_version": pa.string(),
+        "sampling": pa.struct(
+            {"temperature": pa.float64(), "max_tokens": pa.int64(), "top_p": pa.float64(), "seed": pa.int64()}
+        ),
+        "snapshot_id": pa.string(),
+        "sibling": pa.int64(),
+        "realised_pnl": pa.float64(),
+        "expected_pnl": pa.float64(),
+        "max_drawdown": pa.float64(),
+        "breaches": pa.int64(),
+        "trades": pa.int64(),
+        "fees": pa.float64(),
+        "is_evaluation": pa.bool_(),
+    }
+)
+"""A column per field of `Episode`, of the same name; an action is JSON."""
+
+
+def write_episodes_parquet(path: Path, episodes: Sequence[Episode]) -> None:
+    """Write episodes in the order given. Raises RlAssetsError if the disk is full or not writable."""
+    with _whole(path) as partial, pq.ParquetWriter(partial, EPISODES, compression="zstd") as writer:
+        for start in range(0, len(episodes), ROWS_AT_ONCE):
+            rows = [_row(episode) for episode in episodes[start : start + ROWS_AT_ONCE]]
+            writer.write_table(pa.Table.from_pylist(rows, EPISODES))
+
+
+def read_episodes_parquet(path: Path) -> list[Episode]:
+    """The episodes of a file, equal in every field to those written. Raises MalformedInput if it is not such a file."""
+    try:
+        with pq.ParquetFile(path) as file:
+            if not file.schema_arrow.equals(EPISODES):
+                raise MalformedInput(f"{path} does not hold episodes as this version writes them; materialize it again")
+            return [_episode(row) for batch in file.iter_batches(ROWS_AT_ONCE) for row in batch.to_pylist()]
+    except FileNotFoundError:
+        raise MalformedInput(f"{path} is not there; materialize it") from None
+    except (pa.ArrowException, OSError) as error:
+        raise MalformedInput(f"{path} cannot be read ({_line(error)}); delete it and materialize it again") from error
+
+
+def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows of a kind, with their types found from their values. Raises as `write_episodes_parquet` does."""
+    try:
+        table = pa.Table.from_pylist(list(rows))
+    except (pa.ArrowException, TypeError) as error:
+        raise MalformedInput(f"{path} cannot be written, for its rows are not of one kind ({_line(error)})") from error
+    with _whole(path) as partial:
+        pq.write_table(table, partial, compression="zstd")
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a value as indented JSON. Raises as `write_episodes_parquet` does."""
+    text = json.dumps(value, indent=2, allow_nan=False)
+    with _whole(path) as partial:
+        partial.write_text(text + "\n", encoding="utf-8")
+
+
+def _row(episode: Episode) -> dict[str, Any]:
+    row = {name: getattr(episode, name) for name in EPISODES.names}
+    row["policy"] = {"name": episode.policy.name, "step": episode.policy.step}
+    if episode.sampling is not None:
+        row["sampling"] = {field.name: getattr(episode.sampling, field.name) for field in fields(Sampling)}
+    row["steps"] = [
+        {**{name: getattr(step, name) for name in _STEP}, "action": json.dumps(step.action, allow_nan=False)}
+        for step in episode.steps
+    ]
+    return row
+
+
+def _episode(row: dict[str, Any]) -> Episode:
+    steps = tuple(
+        Step(
+            **{
+                **step,
+                "action": json.loads(step["action"]),
+                "token_ids": tuple(step["token_ids"]),
+                "logprobs": tuple(step["logprobs"]),
+            }
+        )
+        for step in row["steps"]
+    )
+    sampling = row["sampling"] and Sampling(**row["sampling"])
+    return Episode(**{**row, "policy": Policy(**row["policy"]), "sampling": sampling, "steps": steps})
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """A place to write to, which becomes `path` if all goes well and vanishes if not."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield partial
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise RlAssetsError(
+            f"{path} cannot be written ({_line(error)}); free disk space, or set RL_ASSETS_DATA to a directory that "
+            "can be written"
+        ) from error
+
+
+def _line(error: Exception) -> str:
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(reason.split()).rstrip(".")
