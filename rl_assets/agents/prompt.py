@@ -42,7 +42,7 @@ def system_message(config: WorldConfig) -> str:
         "Sources post whether something is worth more or less than its price. Some know, some guess, some mislead.",
         'Answer each tick with one JSON action: {"do":"hold"} or {"market":"A","do":"buy_yes","size":50}.',
         "do: buy_yes, buy_no, sell_yes, sell_no on a prediction market; long, short on a perpetual; close on both.",
-        f"size: dollars. An invalid action costs ${config.breach_fee:.0f}.",
+        f"size: dollars, on a perpetual of margin. An invalid action costs ${config.breach_fee:.0f}.",
     ]
     return "\n".join(lines)
 
@@ -54,7 +54,7 @@ def observations(engine: Engine) -> list[str]:
     perps = engine.perp_prices
     value_yes = _money(engine.yes * engine.prices)
     value_no = _money(engine.no * (1.0 - engine.prices))
-    value_perp = _money(np.abs(engine.units) * perps)
+    value_perp = _money(engine.margin)
     cash = (np.floor(engine.cash / MONEY_STEP) * MONEY_STEP).astype(int)
     earlier = engine.earlier_prices
     moved = np.rint(engine.prices * 100).astype(int) - np.rint(earlier * 100).astype(int)

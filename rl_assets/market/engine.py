@@ -7,9 +7,9 @@ Prediction markets are constant-product pools that mint pairs (a dollar buys one
 dollars of YES from reserves (yes, no) gives d + yes - yes*no/(no + d) shares; the price of YES is no/(yes + no).
 Between ticks background flow moves the pool along its curve toward the crowd's belief.
 
-Perpetuals are margined positions: margin = notional / leverage is taken from cash, profit is units*(price - entry), and
-a position whose margin plus profit falls to the maintenance share of its notional is closed. Its loss never exceeds its
-margin, so no account owes anything.
+Perpetuals are margined positions: an order's size is margin, taken from cash; units are size*leverage / fill price, profit
+is units*(price - entry), and a position whose margin plus profit falls to the maintenance share of its notional is
+closed. Its loss never exceeds its margin, so no account owes anything.
 """
 
 from __future__ import annotations
@@ -263,9 +263,9 @@ class Engine:
         side = np.where(do == Do.CLOSE, -np.sign(held), np.where(do == Do.LONG, 1.0, -1.0))
         nothing = (do == Do.CLOSE) & (held == 0)
         error[rows[nothing]] = "no position to close"
-        size = np.where(do == Do.CLOSE, np.abs(held) * price, orders.size[rows])
-        fill = price * (1.0 + side * (0.01 * size / self.config.perp_depth))
-        wanted = np.where(do == Do.CLOSE, np.abs(held), size / fill)
+        notional = np.where(do == Do.CLOSE, np.abs(held) * price, orders.size[rows] * self.config.leverage)
+        fill = price * (1.0 + side * (0.01 * notional / self.config.perp_depth))
+        wanted = np.where(do == Do.CLOSE, np.abs(held), notional / fill)
         closing = np.where(held * side < 0, np.minimum(np.abs(held), wanted), 0.0)
         opening = wanted - closing
         share = np.where(held != 0, closing / np.where(held == 0, 1.0, np.abs(held)), 0.0)

@@ -64,9 +64,9 @@ class WorldConfig:
     crowd_lag: int = 4
     crowd_pull: float = 0.5
     post_rate: float = 0.5
-    horizon: int = 6
+    horizon: int = 12
     perp_price: float = 100.0
-    leverage: int = 5
+    leverage: int = 10
     taker_fee: float = 0.0005
     perp_depth: float = 50_000.0
     maintenance: float = 0.02
