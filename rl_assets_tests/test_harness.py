@@ -75,7 +75,9 @@ def test_enough_is_played_in_whole_days_and_never_nothing(fresh: int, minimum: i
     assert count == SEEDS_PER_RUN or fresh + count * siblings >= minimum
 
 
-@pytest.mark.parametrize("wrong", [{"siblings": 0}, {"snapshots": 0}, {"seed": 10**9}, {"agents": ()}, {"agents": ("zeus",)}])
+@pytest.mark.parametrize(
+    "wrong", [{"siblings": 0}, {"snapshots": 0}, {"seed": 10**9}, {"agents": ()}, {"agents": ("zeus",)}]
+)
 def test_a_plan_that_cannot_be_played_is_refused(wrong: dict):
     with pytest.raises(ConfigurationError):
         Plan(**wrong)

@@ -24,7 +24,7 @@ SMALL = ["harness", "--train", "--snapshots", "8", "--siblings", "8", "--gate-sn
 
 @pytest.fixture
 def data(reachable: Path) -> Path:
-    """A data directory with a base policy that has imitated little, so that the loop and not the model is what takes."""
+    """A data directory whose base policy has imitated little: the loop is what is tested."""
     from rl_assets.training.base import WarmStart, ensure_base_policy
 
     ensure_base_policy(reachable, Settings(reachable).model_line, warm_start=WarmStart(episodes=64, passes=1))

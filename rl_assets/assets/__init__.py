@@ -1,0 +1,4 @@
+"""The assets, one module per group, in the order in which data flows. Read from snapshots to deployments.
+
+Each asset reads its configuration, calls a domain package, writes files or rows, and says what it did in metadata.
+"""

@@ -1,0 +1,247 @@
+"""The base policy, the batch that a step learns from, and the model that comes of it."""
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import dagster as dg
+
+from rl_assets.assets.shown import OWNERS, columns, picture, plainly, required, table
+from rl_assets.assets.trajectories import replay_sample
+from rl_assets.automation.partitions import BATCHES, EVERYTHING
+from rl_assets.resources import Database, Lake, Tracking, Trainer
+
+if TYPE_CHECKING:
+    from rl_assets.episodes import Episode
+    from rl_assets.training.service import TrainingResult
+
+RATIO_TOLERANCE = 0.02
+"""How far the mean ratio of the trainer's to the sampler's probabilities may be from 1 before anything is learnt."""
+
+
+@dg.asset(
+    group_name="learning",
+    kinds={"python", "torch", "huggingface"},
+    owners=OWNERS,
+    description="Step 0 of the model line: a small language model, warm-started by imitating reference agents and saved "
+    "as a Hugging Face directory. It is built once and then only checked.",
+    check_specs=[
+        dg.AssetCheckSpec(
+            "checkpoint_is_whole",
+            asset="base_policy",
+            blocking=True,
+            description="The registry's digest of step 0 is that of the files on disk.",
+        )
+    ],
+)
+def base_policy(
+    context: dg.AssetExecutionContext, database: Database, lake: Lake, trainer: Trainer
+) -> dg.MaterializeResult:
+    from rl_assets.registry.models import register_base
+    from rl_assets.reports.plots import learning_curve
+    from rl_assets.training.base import ensure_base_policy
+
+    def progress(done: int, total: int) -> None:
+        if done % 50 == 0:
+            context.log.info(f"warm start: update {done} of {total}")
+
+    with plainly(), database.connect() as conn:
+        base = ensure_base_policy(lake.root, trainer.line, progress)
+        known = register_base(conn, trainer.line, base.path, base.digest, metrics=base.metrics)
+    return dg.MaterializeResult(
+        metadata={
+            "checkpoint": dg.MetadataValue.path(base.path),
+            "digest": base.digest,
+            "learning_curve": picture(learning_curve(base.curve)),
+            **base.metrics,
+        },
+        check_results=[
+            dg.AssetCheckResult(
+                check_name="checkpoint_is_whole",
+                passed=known.digest == base.digest,
+                metadata={"registered": known.digest, "on_disk": base.digest},
+            )
+        ],
+    )
+
+
+@dg.asset(
+    partitions_def=BATCHES,
+    deps=[dg.AssetDep("judged_rankings", partition_mapping=EVERYTHING)],
+    group_name="learning",
+    kinds={"postgres", "json", "parquet"},
+    owners=OWNERS,
+    description="The manifest of a claimed batch: which groups and episodes it holds, with which rewards, from which "
+    "judgement sets, on top of which step. The claim itself was one transaction in the ledger; this writes it out.",
+    check_specs=[
+        dg.AssetCheckSpec(
+            "manifest_is_the_claim",
+            asset="training_batches",
+            blocking=True,
+            description="The manifest names exactly the episodes that the ledger has claimed for the batch.",
+        ),
+        dg.AssetCheckSpec(
+            "every_episode_replays",
+            asset="training_batches",
+            blocking=True,
+            description="Each benchmark episode of the batch, played again, gives the recorded rewards bit for bit.",
+        ),
+    ],
+    metadata={
+        "dagster/column_schema": columns(
+            batch_id="string: hash of the episodes and the base step",
+            base_step="int: checkpoint step that played the episodes",
+            judgement_sets="list[string]: where the rewards come from",
+            groups="list: group id, trajectory ids, rewards in [0, 1]",
+        )
+    },
+)
+def training_batches(context: dg.AssetExecutionContext, database: Database, lake: Lake) -> dg.MaterializeResult:
+    from rl_assets.reports.plots import group_spread
+    from rl_assets.store.episodes import read_episodes
+    from rl_assets.store.lake import write_episodes_parquet, write_json
+    from rl_assets.store.ledger import claimed_ids, get_batch
+    from rl_assets.training.manifest import Manifest
+
+    with plainly(), database.connect() as conn:
+        batch = get_batch(conn, context.partition_key)
+        manifest = Manifest.from_json(batch.manifest)
+        claimed = claimed_ids(conn, batch.id)
+        episodes = read_episodes(conn, manifest.trajectory_ids)
+        directory = lake.batch(batch.id)
+        write_episodes_parquet(directory / "episodes.parquet", [episodes[i] for i in manifest.trajectory_ids])
+        write_json(directory / "manifest.json", manifest.to_json())
+        replayed, faults = replay_sample(list(episodes.values()), lake.snapshots, None)
+    astray = set(manifest.trajectory_ids) ^ set(claimed)
+    rewards = {group.group_id: list(group.rewards) for group in manifest.groups}
+    return dg.MaterializeResult(
+        metadata={
+            "dagster/row_count": len(manifest.trajectory_ids),
+            "groups": len(manifest.groups),
+            "base_step": manifest.base_step,
+            "forced_by": batch.forced_by or "nobody",
+            "attempt": batch.attempt,
+            "windows": list(manifest.windows),
+            "judgement_sets": list(manifest.judgement_sets),
+            "episodes_by_snapshot": len(Counter(episode.snapshot_id for episode in episodes.values())),
+            "rewards_within_groups": picture(group_spread(rewards)),
+            "manifest": dg.MetadataValue.path(directory / "manifest.json"),
+        },
+        check_results=[
+            dg.AssetCheckResult(
+                check_name="manifest_is_the_claim",
+                passed=not astray,
+                metadata={"named": len(manifest.trajectory_ids), "claimed": len(claimed), "astray": sorted(astray)[:50]},
+            ),
+            dg.AssetCheckResult(
+                check_name="every_episode_replays",
+                passed=not faults,
+                metadata={"episodes_replayed": replayed, "mismatches": table(faults)},
+            ),
+        ],
+    )
+
+
+@dg.asset(
+    partitions_def=BATCHES,
+    deps=["training_batches", "base_policy"],
+    group_name="learning",
+    kinds={"python", "torch", "huggingface", "wandb"},
+    owners=OWNERS,
+    description="The checkpoint that GRPO makes of a batch, registered as a candidate. A batch that has been trained is "
+    "not trained again: materializing it once more returns the checkpoint that is there.",
+    check_specs=[
+        dg.AssetCheckSpec(
+            "checkpoint_is_whole",
+            asset="trained_models",
+            blocking=True,
+            description="The registry's digest of the candidate is that of the files on disk.",
+        ),
+        dg.AssetCheckSpec(
+            "logprobs_agree",
+            asset="trained_models",
+            blocking=True,
+            description="Recorded logprobs are finite and not above 0, and before its first update the trainer gives the "
+            "recorded tokens the probability with which they were sampled.",
+        ),
+    ],
+)
+def trained_models(
+    context: dg.AssetExecutionContext, database: Database, lake: Lake, trainer: Trainer, tracking: Tracking
+) -> dg.MaterializeResult:
+    from rl_assets.registry.checkpoints import checkpoint_digest
+    from rl_assets.registry.models import register_candidate
+    from rl_assets.reports.plots import learning_curve
+    from rl_assets.store.lake import read_episodes_parquet
+    from rl_assets.store.ledger import advance_batch, get_batch
+    from rl_assets.training.manifest import Manifest
+
+    batch_id = context.partition_key
+    with plainly(), database.connect() as conn:
+        batch = get_batch(conn, batch_id)
+        manifest = Manifest.from_json(batch.manifest)
+        path = required(
+            lake.batch(batch_id) / "episodes.parquet",
+            f"training_batches of {batch_id} is not there; materialize it before trained_models",
+        )
+        episodes = {episode.trajectory_id: episode for episode in read_episodes_parquet(path)}
+        if batch.state == "reserved":
+            advance_batch(conn, batch_id, "training", run_id=context.run_id)
+        result = trainer.service(lake.root).train(manifest, episodes)
+        model = register_candidate(conn, result)
+        if batch.state in ("reserved", "training"):
+            advance_batch(conn, batch_id, "trained", run_id=context.run_id, result=_summary(result))
+            tracked = tracking.log_training(result, lake.root)
+        else:
+            tracked = None
+    faults = _logprob_faults(episodes.values(), result)
+    return dg.MaterializeResult(
+        metadata={
+            "step": result.step,
+            "base_step": result.base_step,
+            "checkpoint": dg.MetadataValue.path(result.checkpoint_path),
+            "digest": result.checkpoint_digest,
+            "episodes": len(manifest.trajectory_ids),
+            "backend": result.backend,
+            "training_seconds": round(result.seconds, 1),
+            "wandb": tracked or "not tracked",
+            "learning_curve": picture(learning_curve(result.curve)),
+            "metrics": table([{"metric": name, "mean_over_updates": value} for name, value in result.metrics.items()]),
+        },
+        check_results=[
+            dg.AssetCheckResult(
+                check_name="checkpoint_is_whole",
+                passed=model.digest == checkpoint_digest(result.checkpoint_path),
+                metadata={"registered": model.digest, "on_disk": result.checkpoint_digest},
+            ),
+            dg.AssetCheckResult(
+                check_name="logprobs_agree",
+                passed=not faults,
+                metadata={"faults": faults, "first_update": result.curve[0] if result.curve else {}},
+            ),
+        ],
+    )
+
+
+def _summary(result: "TrainingResult") -> dict:
+    return {
+        "step": result.step,
+        "checkpoint_path": str(result.checkpoint_path),
+        "digest": result.checkpoint_digest,
+        "metrics": result.metrics,
+        "seconds": result.seconds,
+        "backend": result.backend,
+    }
+
+
+def _logprob_faults(episodes: Iterable["Episode"], result: "TrainingResult") -> list[str]:
+    faults = [
+        f"episode {episode.trajectory_id} holds a logprob that is not a finite number of at most 0"
+        for episode in episodes
+        if not all(math.isfinite(p) and p <= 1e-6 for step in episode.steps for p in step.logprobs)
+    ]
+    ratio = result.curve[0].get("loss/importance_ratio") if result.curve else None
+    if ratio is not None and abs(ratio - 1.0) > RATIO_TOLERANCE:
+        faults.append(f"the mean importance ratio is {ratio:.4f} before the first update; it must be 1")
+    return faults[:50]

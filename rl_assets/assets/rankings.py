@@ -1,0 +1,105 @@
+"""Judged rankings: what each member of a group is worth, in one append-only judgement set per window."""
+
+from collections import Counter
+from collections.abc import Iterator
+
+import dagster as dg
+
+from rl_assets.assets.groups import read_groups
+from rl_assets.assets.shown import OWNERS, columns, picture, plainly, required, table
+from rl_assets.automation.partitions import HOURS
+from rl_assets.resources import Database, Judge, Lake
+
+
+@dg.asset(
+    partitions_def=HOURS,
+    backfill_policy=dg.BackfillPolicy.single_run(),
+    retry_policy=dg.RetryPolicy(max_retries=2, delay=2, backoff=dg.Backoff.EXPONENTIAL),
+    deps=["grpo_groups"],
+    group_name="experience",
+    kinds={"python", "parquet", "postgres"},
+    owners=OWNERS,
+    description="Scores in [0, 1] for the members of every group, appended to the ledger as one judgement set; its "
+    "trainable episodes join the queue that the training sensor counts.",
+    check_specs=[
+        dg.AssetCheckSpec(
+            "scores_are_whole",
+            asset="judged_rankings",
+            blocking=True,
+            description="Each member of each group has exactly one finite score in [0, 1].",
+        ),
+        dg.AssetCheckSpec(
+            "judge_repeats_itself",
+            asset="judged_rankings",
+            blocking=True,
+            description="Judging the same groups again gives the same judgement set.",
+        ),
+    ],
+    metadata={
+        "dagster/column_schema": columns(
+            group_id="string: the group",
+            trajectory_id="string: the member",
+            score="float: in [0, 1], in steps of 1e-4",
+            rank="int: 1 is best within the group",
+            explanation="string: what the judge says",
+            trainable="bool: whether GRPO may learn from the group",
+            reason="string: why it is not trainable",
+        )
+    },
+)
+def judged_rankings(
+    context: dg.AssetExecutionContext, database: Database, lake: Lake, judge: Judge
+) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult]:
+    from rl_assets.judging import JudgementSet
+    from rl_assets.reports.plots import reward_histogram
+    from rl_assets.store.ledger import record_judgements
+    from rl_assets.store.lake import read_episodes_parquet, write_table
+
+    ranker = judge.build()
+    incomplete, unstable, sets, by_policy = [], [], {}, {}
+    with plainly():
+        for window in context.partition_keys:
+            directory = lake.window(window)
+            path = required(
+                directory / "groups.parquet",
+                f"grpo_groups of {window} is not there; materialize it before judged_rankings",
+            )
+            groups = read_groups(path)
+            episodes = {e.trajectory_id: e for e in read_episodes_parquet(directory / "trajectories.parquet")}
+            first, again = (
+                JudgementSet.of(window, ranker, [ranker.rank(group, episodes) for group in groups], groups)
+                for _ in range(2)
+            )
+            if first.id != again.id:
+                unstable.append({"window": window, "first": first.id, "again": again.id})
+            incomplete += _incomplete(first)
+            sets[window] = first
+            for ranking in first.rankings:
+                for verdict in ranking.verdicts:
+                    policy = str(episodes[verdict.trajectory_id].policy)
+                    by_policy.setdefault(policy, []).append(verdict.score)
+    yield dg.AssetCheckResult(check_name="scores_are_whole", passed=not incomplete, metadata={"faults": table(incomplete)})
+    yield dg.AssetCheckResult(check_name="judge_repeats_itself", passed=not unstable, metadata={"sets": table(unstable)})
+    if incomplete or unstable:
+        raise dg.Failure("nothing was recorded: the judge is not whole or not repeatable; see the checks", allow_retries=False)
+    with plainly(), database.connect() as conn:
+        for window, judgement in sets.items():
+            file = lake.window(window) / "rankings.parquet"
+            write_table(file, _rows(judgement))
+            offered = record_judgements(conn, judgement)
+            rankings = judgement.rankings
+            context.add_asset_metadata(
+                {
+                    "dagster/row_count": sum(len(ranking.verdicts) for ranking in rankings),
+                    "judgement_set": judgement.id,
+                    "judge": f"{judgement.judge} {judgement.judge_version}",
+                    "groups": len(rankings),
+                    "groups_trainable": sum(ranking.trainable for ranking in rankings),
+                    "not_trainable_by_reason": dict(Counter(r.reason for r in rankings if not r.trainable)),
+                    "episodes_newly_offered": offered,
+                    "file": dg.MetadataValue.path(file),
+                },
+                partition_key=window,
+            )
+    shown = {"scores_by_policy": picture(reward_histogram(by_policy))} if by_policy else {}
+    yield dg.MaterializeResult(metadata={"windows_in_run": len(context.partition_keys), **shown})

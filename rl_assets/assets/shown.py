@@ -1,0 +1,53 @@
+"""How assets tell what they did: tables, pictures, files, and failures in one sentence."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from rl_assets.errors import DatabaseError, RlAssetsError
+
+OWNERS = ["team:market-agents"]
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> dg.TableMetadataValue:
+    """A table of up to 50 rows; columns are those of the first row."""
+    schema = dg.TableSchema([dg.TableColumn(name, _kind(rows, name)) for name in rows[0]] if rows else [])
+    return dg.MetadataValue.table([dg.TableRecord(dict(row)) for row in rows[:50]], schema=schema)
+
+
+def columns(**described: str) -> dg.TableColumnSchemaMetadataValue:
+    """The schema of what an asset writes; each value is `type: what it means, in which unit`."""
+    parts = {name: text.split(": ", 1) for name, text in described.items()}
+    return dg.TableSchema([dg.TableColumn(n, kind, description=text) for n, (kind, text) in parts.items()])
+
+
+def picture(png: bytes) -> dg.MarkdownMetadataValue:
+    from rl_assets.reports.plots import as_markdown_image
+
+    return dg.MetadataValue.md(as_markdown_image(png))
+
+
+def required(path: Path, sentence: str) -> Path:
+    """The path, if it is there; otherwise a failure that says what to materialize first."""
+    if not path.is_file():
+        raise dg.Failure(sentence, metadata={"missing": dg.MetadataValue.path(path)}, allow_retries=False)
+    return path
+
+
+@contextmanager
+def plainly() -> Iterator[None]:
+    """Turn an error that a person can act on into a failure with that sentence. A database may be back on a retry."""
+    try:
+        yield
+    except DatabaseError as error:
+        raise dg.Failure(str(error)) from error
+    except RlAssetsError as error:
+        raise dg.Failure(str(error), allow_retries=False) from error
+
+
+def _kind(rows: Sequence[Mapping[str, Any]], name: str) -> str:
+    value = next((row[name] for row in rows if row[name] is not None), "")
+    return {bool: "bool", int: "int", float: "float"}.get(type(value), "string")

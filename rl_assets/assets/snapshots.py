@@ -1,0 +1,104 @@
+"""Benchmark snapshots: the market days on which skill is measured, generated from registered specifications."""
+
+from collections.abc import Iterator
+
+import dagster as dg
+
+from rl_assets.assets.shown import OWNERS, columns, picture, plainly, table
+from rl_assets.automation.partitions import SNAPSHOTS
+from rl_assets.resources import Database, Lake
+
+CHECKS = {
+    "deterministic": "Each snapshot generated here has the content hash under which it was registered.",
+    "no_leak": "Nothing public tells the sealed truth: the audit of every snapshot passes.",
+}
+
+
+@dg.asset(
+    partitions_def=SNAPSHOTS,
+    backfill_policy=dg.BackfillPolicy.single_run(),
+    group_name="benchmark",
+    kinds={"python", "numpy", "json"},
+    owners=OWNERS,
+    description="Worlds of a market day. The public part and the sealed truth of each go to separate files; its name is "
+    "the hash of its content, so that a snapshot made on another machine is the same one.",
+    check_specs=[
+        dg.AssetCheckSpec(name, asset="benchmark_snapshots", blocking=True, description=text)
+        for name, text in CHECKS.items()
+    ]
+    + [
+        dg.AssetCheckSpec(
+            "skill_is_measurable",
+            asset="benchmark_snapshots",
+            description="On these snapshots the oracle earns more than an agent that follows the news, and that one "
+            "more than random play; needs some dozens of snapshots to tell.",
+        )
+    ],
+    metadata={
+        "dagster/column_schema": columns(
+            crowd="int[ticks + 1, markets]: the crowd's price, in 1e-4 dollars",
+            perp="int[ticks + 1, perps]: index price of each perpetual, in cents",
+            funding="int[ticks, perps]: funding rate per tick, in 1e-6",
+            posts="list: tick, instrument, source, direction",
+            truth_digest="string: SHA-256 of the sealed truth",
+        )
+    },
+)
+def benchmark_snapshots(
+    context: dg.AssetExecutionContext, database: Database, lake: Lake
+) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult]:
+    from rl_assets.market.audit import audit_skill, audit_snapshot
+    from rl_assets.market.generate import generate
+    from rl_assets.market.snapshot import WorldConfig, save_snapshot
+    from rl_assets.reports.plots import price_paths
+    from rl_assets.store.snapshots import list_snapshots, mark_materialized
+
+    keys = sorted(context.partition_keys)
+    with plainly(), database.connect() as conn:
+        registered = {row.id: row for row in list_snapshots(conn) if row.id in set(keys)}
+        unknown = [key for key in keys if key not in registered]
+        if unknown:
+            raise dg.Failure(
+                f"{len(unknown)} partitions are no registered snapshot, first {unknown[0]}; register them with "
+                "`rl-assets snapshots generate`, or delete the partitions",
+                allow_retries=False,
+            )
+        worlds = {k: generate(r.split, r.seed, WorldConfig(**r.config)) for k, r in registered.items()}
+        drifted = {key: snapshot.id for key, (snapshot, _) in worlds.items() if snapshot.id != key}
+        yield dg.AssetCheckResult(
+            check_name="deterministic", passed=not drifted, metadata={"generated_instead": drifted or "none"}
+        )
+        if drifted:
+            raise dg.Failure(
+                f"{len(drifted)} of {len(keys)} snapshots come out differently here, first {next(iter(drifted))}: this "
+                "version of the generator is not the one they were registered with; register new ones",
+                allow_retries=False,
+            )
+        faults = [
+            {"snapshot": key, "check": check.name, "detail": check.detail}
+            for key, world in worlds.items()
+            for check in audit_snapshot(*world)
+            if not check.passed
+        ]
+        yield dg.AssetCheckResult(check_name="no_leak", passed=not faults, metadata={"faults": table(faults)})
+        if faults:
+            raise dg.Failure(f"{len(faults)} audits of snapshots failed; see check no_leak", allow_retries=False)
+        for key in keys:
+            path = save_snapshot(lake.snapshots, *worlds[key])
+            row = registered[key]
+            context.add_asset_metadata(
+                {"split": row.split, "seed": row.seed, "day": row.day, "content_hash": row.content_hash, "file": path},
+                partition_key=key,
+            )
+        mark_materialized(conn, keys)
+    first, truth = worlds[keys[0]]
+    shown = price_paths(first, truth if first.split == "train" else None)
+    context.add_asset_metadata({"price_paths": picture(shown)}, partition_key=keys[0])
+    skill = audit_skill(list(worlds.values()))
+    yield dg.AssetCheckResult(
+        check_name="skill_is_measurable",
+        passed=skill.passed,
+        severity=dg.AssetCheckSeverity.WARN,
+        metadata={"expected_pnl_dollars": table(skill.rows), "verdict": skill.detail},
+    )
+    yield dg.MaterializeResult(metadata={"snapshots_in_run": len(keys), "ticks": first.n_ticks})

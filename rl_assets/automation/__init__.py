@@ -1,0 +1,1 @@
+"""When things run: partitions, jobs, sensors and schedules. What they decide is decided in the domain packages."""

@@ -1,0 +1,88 @@
+"""Jobs: which assets are materialized together, and two operations that are no assets (forcing, rolling back)."""
+
+import dagster as dg
+from pydantic import Field
+
+from rl_assets.resources import Database, Trainer
+
+ONE_AT_A_TIME = "rl_assets/one_at_a_time"
+"""Tag of runs of which the queue lets one run at a time per value (dagster.yaml)."""
+
+snapshots_job = dg.define_asset_job(
+    "snapshots",
+    selection=["benchmark_snapshots"],
+    description="Generate a range of registered benchmark snapshots in one step.",
+    tags={ONE_AT_A_TIME: "snapshots"},
+)
+
+window_job = dg.define_asset_job(
+    "pipeline_window",
+    selection=["recorded_trajectories", "grpo_groups", "judged_rankings"],
+    description="Read an hour of episodes, group them and judge the groups. Repeatable at any time, for any range.",
+)
+
+training_job = dg.define_asset_job(
+    "training",
+    selection=["base_policy", "training_batches", "trained_models", "benchmark_evaluations", "deployed_model"],
+    description="Train on one claimed batch, measure the candidate against the champion, and deploy it if the gate opens.",
+    # The ledger counts the attempts of a batch; a second retry mechanism would train it twice.
+    tags={ONE_AT_A_TIME: "training", "dagster/max_retries": "0"},
+)
+
+base_policy_job = dg.define_asset_job(
+    "base_policy",
+    selection=["base_policy"],
+    description="Build and warm-start step 0 of the model line, once.",
+    tags={ONE_AT_A_TIME: "training"},
+)
+
+
+class Forcing(dg.Config):
+    """Why the threshold is overridden, and by whom."""
+
+    forced_by: str = Field(description="Who or what overrides the threshold; it is kept with the batch.")
+
+
+@dg.op(description="Claim every fresh episode, whatever the threshold; the training sensor then starts the run.")
+def claim_below_threshold(context: dg.OpExecutionContext, config: Forcing, database: Database, trainer: Trainer) -> None:
+    from rl_assets.training.trigger import claim
+
+    with database.connect() as conn:
+        outcome = claim(conn, model_line=trainer.line, minimum=trainer.minimum, forced_by=config.forced_by)
+    context.log.info(outcome.reason)
+
+
+@dg.job(
+    name="force_training",
+    description="Train below the threshold: claim what is there now and leave the rest to the training sensor.",
+    executor_def=dg.in_process_executor,
+)
+def force_training_job() -> None:
+    claim_below_threshold()
+
+
+class RollingBack(dg.Config):
+    """Why the champion is taken back."""
+
+    reason: str = Field(description="Why the champion is taken back; it is kept in the history of champions.")
+
+
+@dg.op(description="Point the champion back at the model before it and archive the row that Babylon reads as live.")
+def roll_back_champion(context: dg.OpExecutionContext, config: RollingBack, database: Database, trainer: Trainer) -> None:
+    from rl_assets.registry.models import rollback
+
+    with database.connect() as conn:
+        change = rollback(conn, trainer.line, config.reason)
+    context.log.info("the champion is back at %s", change)
+
+
+@dg.job(
+    name="rollback",
+    description="Make the previous champion live again; its checkpoint has been kept.",
+    executor_def=dg.in_process_executor,
+)
+def rollback_job() -> None:
+    roll_back_champion()
+
+
+JOBS = [snapshots_job, window_job, training_job, base_policy_job, force_training_job, rollback_job]

@@ -1,0 +1,27 @@
+"""What the instance knows of runs, in the words of the domain."""
+
+import dagster as dg
+
+from rl_assets.training.trigger import Runs
+
+PARTITION = "dagster/partition"
+RANGE_START = "dagster/asset_partition_range_start"
+RANGE_END = "dagster/asset_partition_range_end"
+RUN_KEY = "dagster/run_key"
+ENDED = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
+LIVE = [status for status in dg.DagsterRunStatus if status not in ENDED]
+
+
+def live_partitions(instance: dg.DagsterInstance, job_name: str) -> set[str]:
+    """Partition keys on which a run of a job waits or works."""
+    runs = instance.get_runs(dg.RunsFilter(job_name=job_name, statuses=LIVE), limit=200)
+    return {run.tags[PARTITION] for run in runs if PARTITION in run.tags}
+
+
+def runs_of_batch(instance: dg.DagsterInstance, batch_id: str) -> Runs:
+    """The runs of a batch, whoever launched them."""
+    runs = instance.get_runs(dg.RunsFilter(tags={PARTITION: batch_id}), limit=50)
+    return Runs(
+        live=next((run.run_id for run in runs if run.status not in ENDED), None),
+        ended=frozenset(run.tags.get(RUN_KEY, run.run_id) for run in runs if run.status in ENDED),
+    )

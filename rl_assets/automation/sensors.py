@@ -1,0 +1,165 @@
+"""Sensors: each tick asks the database one bounded question and turns the answer into run requests or a reason.
+
+What is decided, and how, is in `rl_assets.windows` and `rl_assets.training.trigger`; nothing here holds state but a
+cursor.
+"""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+import dagster as dg
+
+from rl_assets.automation.jobs import snapshots_job, training_job, window_job
+from rl_assets.automation.partitions import BATCHES, FIRST_WINDOW, SNAPSHOTS
+from rl_assets.automation.runs import ENDED, LIVE, PARTITION, RANGE_END, RANGE_START, RUN_KEY, live_partitions, runs_of_batch
+from rl_assets.resources import Database, Trainer
+
+MOST_SNAPSHOTS = 256
+MOST_WINDOWS = 24
+RANGE_DIGEST = "rl_assets/range"
+
+
+@dg.sensor(
+    job=snapshots_job,
+    minimum_interval_seconds=10,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Registered snapshots that are not on disk yet, one run per contiguous range of partition keys.",
+)
+def benchmark_snapshot_sensor(context: dg.SensorEvaluationContext, database: Database) -> dg.SensorResult:
+    from rl_assets.episodes import digest
+    from rl_assets.store.snapshots import list_snapshots
+    from rl_assets.training.trigger import ATTEMPTS
+
+    with database.connect() as conn:
+        wanted = sorted(row.id for row in list_snapshots(conn, unmaterialized=True))[:MOST_SNAPSHOTS]
+    if not wanted:
+        return dg.SensorResult(skip_reason="every registered snapshot is materialized")
+    if context.instance.get_runs(dg.RunsFilter(job_name=snapshots_job.name, statuses=LIVE), limit=1):
+        return dg.SensorResult(skip_reason=f"{len(wanted)} snapshots wait for the run that is generating others")
+    known = list(context.instance.get_dynamic_partitions(str(SNAPSHOTS.name)))
+    new = sorted(set(wanted) - set(known))
+    requests, given_up = [], []
+    for keys in contiguous(known + new, wanted):
+        mark = digest(keys)[:16]
+        ended = context.instance.get_runs(dg.RunsFilter(tags={RANGE_DIGEST: mark}, statuses=ENDED), limit=ATTEMPTS)
+        if len(ended) >= ATTEMPTS:
+            given_up.append(f"{keys[0]} to {keys[-1]}")
+            continue
+        tags = {RANGE_START: keys[0], RANGE_END: keys[-1], RANGE_DIGEST: mark}
+        requests.append(dg.RunRequest(run_key=f"{mark}:{len(ended)}", tags=tags))
+    if not requests:
+        reason = f"{ATTEMPTS} runs failed for {'; '.join(given_up)}: read their error, then materialize them by hand"
+        return dg.SensorResult(skip_reason=reason)
+    additions = [SNAPSHOTS.build_add_request(new)] if new else []
+    return dg.SensorResult(run_requests=requests, dynamic_partitions_requests=additions)
+
+
+def contiguous(order: Sequence[str], wanted: Sequence[str]) -> list[list[str]]:
+    """Split what is wanted into runs of neighbours in the order of the partitions, for a range names only its ends."""
+    runs: list[list[str]] = []
+    chosen, previous = set(wanted), None
+    for position, key in enumerate(order):
+        if key not in chosen:
+            continue
+        if previous is not None and position == previous + 1:
+            runs[-1].append(key)
+        else:
+            runs.append([key])
+        previous = position
+    return runs
+
+
+@dg.sensor(
+    job=window_job,
+    minimum_interval_seconds=5,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Hours whose rows have moved since they were last read, and hours that have settled since.",
+)
+def trajectory_window_sensor(context: dg.SensorEvaluationContext, database: Database) -> dg.SensorResult:
+    from rl_assets.episodes import window_of
+    from rl_assets.store.episodes import changed_windows
+    from rl_assets.windows import Watch, plan
+
+    now = datetime.now(UTC)
+    watch = Watch.from_json(context.cursor)
+    with database.connect() as conn:
+        states = changed_windows(conn, watch.horizon, 1000)
+    known = [state for state in states if FIRST_WINDOW <= state.window_id]
+    early = {state.window_id for state in known if state.window_id > window_of(now)}
+    busy = live_partitions(context.instance, window_job.name)
+    taken, after = plan(watch, known, busy | early, now, MOST_WINDOWS)
+    if not taken:
+        waiting = f"; {len(after.unsettled)} not settled" if after.unsettled else ""
+        reason = f"no window has moved since {watch.since}{waiting}; {len(busy)} are being read"
+        return dg.SensorResult(skip_reason=reason, cursor=after.to_json())
+    requests = [dg.RunRequest(run_key=key, partition_key=window) for window, key in taken.items()]
+    return dg.SensorResult(run_requests=requests, cursor=after.to_json())
+
+
+@dg.sensor(
+    job=training_job,
+    minimum_interval_seconds=5,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Claims a batch once enough fresh judged episodes wait, and requests the run of a batch that has none.",
+)
+def training_sensor(context: dg.SensorEvaluationContext, database: Database, trainer: Trainer) -> dg.SensorResult:
+    from rl_assets.training.trigger import look
+
+    with database.connect() as conn:
+        found = look(
+            conn,
+            model_line=trainer.line,
+            minimum=trainer.minimum,
+            runs_of=lambda batch_id: runs_of_batch(context.instance, batch_id),
+        )
+    if found.run_key is None or found.batch is None:
+        return dg.SensorResult(skip_reason=found.reason)
+    context.log.info(found.reason)
+    request = dg.RunRequest(run_key=found.run_key, partition_key=found.batch.id)
+    return dg.SensorResult(
+        run_requests=[request], dynamic_partitions_requests=[BATCHES.build_add_request([found.batch.id])]
+    )
+
+
+def _record_end(context: dg.RunStatusSensorContext, database: Database, error: str) -> None:
+    from rl_assets.training.trigger import record_failure
+
+    batch_id = context.dagster_run.tags.get(PARTITION)
+    if batch_id is None:
+        return
+    with database.connect() as conn:
+        run = context.dagster_run
+        context.log.info(
+            record_failure(conn, batch_id, run_id=run.run_id, run_key=run.tags.get(RUN_KEY), error=error)
+        )
+
+
+@dg.run_failure_sensor(
+    monitored_jobs=[training_job],
+    minimum_interval_seconds=10,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Moves the batch of a failed training run to `failed`, with the error, so that the ledger decides on.",
+)
+def training_failure_sensor(context: dg.RunFailureSensorContext, database: Database) -> None:
+    errors = [event.event_specific_data.error for event in context.get_step_failure_events()]  # pyright: ignore
+    _record_end(context, database, next((e.message for e in errors if e), context.failure_event.message or ""))
+
+
+@dg.run_status_sensor(
+    run_status=dg.DagsterRunStatus.CANCELED,
+    monitored_jobs=[training_job],
+    minimum_interval_seconds=10,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Moves the batch of a cancelled training run to `failed`; a cancelled run raises no failure.",
+)
+def training_cancelled_sensor(context: dg.RunStatusSensorContext, database: Database) -> None:
+    _record_end(context, database, "the run was cancelled")
+
+
+SENSORS = [
+    benchmark_snapshot_sensor,
+    trajectory_window_sensor,
+    training_sensor,
+    training_failure_sensor,
+    training_cancelled_sensor,
+]

@@ -1,0 +1,145 @@
+"""What the assets are given: the database, the data directory, the judge, the trainer and the tracker, configured.
+
+A field left empty takes its value from the environment (`rl_assets.settings`), read when it is needed and not when the
+definitions are loaded: a bad variable then fails the tick or the run that needs it, with one sentence.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import dagster as dg
+from pydantic import Field
+
+from rl_assets.settings import Settings
+
+if TYPE_CHECKING:
+    import psycopg
+
+    from rl_assets.judging import Judge as JudgeProtocol
+    from rl_assets.training.service import GRPOTrainingService, TrainingResult
+
+
+class Database(dg.ConfigurableResource):
+    """The Postgres that holds Babylon's tables and our ledger."""
+
+    url: str = Field(
+        default="",
+        description="Postgres URL. Leave empty for DATABASE_URL, or for the embedded server where that is not set: "
+        "what is written here is shown in the UI, password and all.",
+    )
+
+    @contextmanager
+    def connect(self) -> Iterator["psycopg.Connection"]:
+        """An open connection, closed at the end. Functions of the store manage their own transactions on it."""
+        from rl_assets.store.database import connect, database_url
+
+        connection = connect(self.url or database_url(Settings.from_env()))
+        try:
+            yield connection
+        finally:
+            connection.close()
+
+
+class Lake(dg.ConfigurableResource):
+    """The directory tree of bulk data: snapshots, windows, batches, evaluations and checkpoints."""
+
+    directory: str = Field(default="", description="Root of the data. Empty: RL_ASSETS_DATA, or data/ in the project.")
+
+    @property
+    def root(self) -> Path:
+        return Path(self.directory) if self.directory else Settings.from_env().data_dir
+
+    @property
+    def snapshots(self) -> Path:
+        return self.root / "snapshots"
+
+    def window(self, window_id: str) -> Path:
+        """The directory of an hour; the colon is left out, since some file systems do not take it."""
+        return self.root / "windows" / window_id.replace(":", "")
+
+    def batch(self, batch_id: str) -> Path:
+        return self.root / "batches" / batch_id
+
+
+class Judge(dg.ConfigurableResource):
+    """Who ranks the episodes of a group, and how large a group is."""
+
+    kind: str = Field(default="", description="`outcome`: expected PnL, drawdown and breaches; free and offline. Empty: the environment's.")
+    group_size: int = Field(default=0, ge=0, description="Episodes per group. 0: TRAINING_GROUP_SIZE, by default 8.")
+
+    @property
+    def members(self) -> int:
+        return self.group_size or Settings.from_env().group_size
+
+    def build(self) -> "JudgeProtocol":
+        from rl_assets.errors import ConfigurationError
+        from rl_assets.judging import OutcomeJudge
+
+        kind = self.kind or Settings.from_env().judge
+        if kind != "outcome":
+            raise ConfigurationError(f"there is no judge {kind!r}; use `outcome`")
+        return OutcomeJudge()
+
+
+class Trainer(dg.ConfigurableResource):
+    """Which model line is trained, where, and from how many fresh episodes on."""
+
+    backend: str = Field(default="", description="ART backend. `cpu` trains with torch in this process. Empty: the environment's.")
+    model_line: str = Field(default="", description="Name of the model line; one batch of a line is in flight at a time. Empty: the environment's.")
+    min_trajectories: int = Field(
+        default=0, ge=0, description="Fresh judged episodes that start a training. 0: TRAINING_MIN_TRAJECTORIES, by default 1000."
+    )
+
+    @property
+    def line(self) -> str:
+        return self.model_line or Settings.from_env().model_line
+
+    @property
+    def minimum(self) -> int:
+        return self.min_trajectories or Settings.from_env().min_trajectories
+
+    def service(self, data_dir: Path) -> "GRPOTrainingService":
+        from rl_assets.training.service import GRPOTrainingService
+
+        return GRPOTrainingService(data_dir, self.line, backend=self.backend or Settings.from_env().backend)
+
+
+class Tracking(dg.ConfigurableResource):
+    """Weights & Biases: one run per training batch, in a group per model line."""
+
+    project: str = Field(default="rl-assets", description="W&B project.")
+    mode: str = Field(
+        default="",
+        description="`online` needs WANDB_API_KEY; `offline` writes the run under <data>/wandb, for `wandb sync`; "
+        "`disabled` writes nothing. Empty: WANDB_MODE, or online.",
+    )
+
+    def log_training(self, result: "TrainingResult", data_dir: Path) -> str | None:
+        """Write a training's curve and metrics. Returns the run's URL, its directory if offline, None if disabled."""
+        mode = self.mode or os.environ.get("WANDB_MODE", "online")
+        if mode == "disabled":
+            return None
+        import wandb
+
+        directory = data_dir / "wandb"
+        directory.mkdir(parents=True, exist_ok=True)
+        run = wandb.init(
+            project=self.project,
+            group=result.model_line,
+            job_type="train",
+            name=result.batch_id,
+            mode=mode,  # pyright: ignore[reportArgumentType]
+            dir=str(directory),
+            config={"base_step": result.base_step, "step": result.step, "backend": result.backend},
+            settings=wandb.Settings(console="off", silent=True, x_disable_stats=True),
+        )
+        try:
+            for point in result.curve:
+                run.log(point)
+            run.summary.update({**result.metrics, "seconds": result.seconds, "digest": result.checkpoint_digest})
+            return str(run.url or Path(run.dir).parent)
+        finally:
+            run.finish()

@@ -1,0 +1,112 @@
+"""Hourly windows: when one is settled, what must wait until it is, and which ones need work."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import Protocol
+
+from rl_assets.episodes import WINDOW_FORMAT
+from rl_assets.errors import MalformedInput
+from rl_assets.grouping import Group
+
+LENGTH = timedelta(hours=1)
+GRACE = timedelta(minutes=5)
+"""An hour is settled this long after it closes: recorders write a row when an episode ends, which is a little later."""
+
+OVERLAP = timedelta(minutes=2)
+"""How far back changes are asked for again: longer than a transaction that writes episodes takes."""
+
+
+def start_of(window_id: str) -> datetime:
+    """The aware start of a window. Raises `MalformedInput` if the id is not `YYYY-MM-DDTHH:00`."""
+    try:
+        return datetime.strptime(window_id, WINDOW_FORMAT).replace(tzinfo=UTC)
+    except ValueError:
+        raise MalformedInput(f"{window_id!r} is not an hourly window; write it like 2026-11-23T08:00") from None
+
+
+def settles_at(window_id: str) -> datetime:
+    """The moment from which no more rows of a window are expected."""
+    return start_of(window_id) + LENGTH + GRACE
+
+
+def hold_back(groups: Sequence[Group], window_id: str, now: datetime, group_size: int) -> list[Group]:
+    """Take from training, until the window is settled, each group that may still grow.
+
+    A live group grows until its hour is settled; a benchmark group is complete at `group_size` members and then need
+    not wait. What is held back is kept, not trainable, with the reason `window_open` or `group_incomplete`.
+    """
+    if now >= settles_at(window_id):
+        return list(groups)
+    return [_held(group, group_size) for group in groups]
+
+
+def _held(group: Group, group_size: int) -> Group:
+    if not group.trainable:
+        return group
+    if group.kind == "live":
+        return replace(group, trainable=False, reason="window_open")
+    if len(group.trajectory_ids) < group_size:
+        return replace(group, trainable=False, reason="group_incomplete")
+    return group
+
+
+class State(Protocol):
+    """What the database says of a window: how many rows it has and when one last changed."""
+
+    window_id: str
+    rows: int
+    newest_updated_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """What a watcher of windows remembers between two looks.
+
+    `since` is the newest change that is wholly dealt with; `seen` maps each window changed about then to its
+    fingerprint when it was last taken; `unsettled` are windows taken before they were settled, to be taken once more.
+    """
+
+    since: datetime | None = None
+    seen: Mapping[str, str] = field(default_factory=dict)
+    unsettled: tuple[str, ...] = ()
+
+    @property
+    def horizon(self) -> datetime | None:
+        """From when on to ask for changes: a transaction that commits late carries an earlier time than others."""
+        return None if self.since is None else self.since - OVERLAP
+
+    def to_json(self) -> str:
+        since = None if self.since is None else self.since.isoformat()
+        return json.dumps({"since": since, "seen": dict(self.seen), "unsettled": list(self.unsettled)})
+
+    @classmethod
+    def from_json(cls, text: str | None) -> Watch:
+        if not text:
+            return cls()
+        value = json.loads(text)
+        since = None if value["since"] is None else datetime.fromisoformat(value["since"])
+        return cls(since, value["seen"], tuple(value["unsettled"]))
+
+
+def plan(watch: Watch, states: Sequence[State], busy: Set[str], now: datetime, most: int) -> tuple[dict[str, str], Watch]:
+    """Which windows to take now, oldest first, each with a key that is new for a new content; and what to remember.
+
+    A window is taken when its rows moved since it was last taken, or when it has settled since. One that is `busy`
+    (somebody works on it, or its hour has not come) is left for a later look, as is what exceeds `most`.
+    """
+    prints = {state.window_id: f"{state.rows}:{state.newest_updated_at.isoformat()}" for state in states}
+    due = {window: f"{window}:{mark}" for window, mark in prints.items() if watch.seen.get(window) != mark}
+    for window in watch.unsettled:
+        if settles_at(window) <= now:
+            due.setdefault(window, f"{window}:settled")
+    taken = {window: due[window] for window in sorted(due.keys() - busy)[:most]}
+    seen = {w: mark for w, mark in prints.items() if w in taken or watch.seen.get(w) == mark}
+    waiting = {w for w in watch.unsettled if w not in taken} | {w for w in taken if settles_at(w) > now}
+    left = [state.newest_updated_at for state in states if state.window_id not in seen]
+    changes = [state.newest_updated_at for state in states]
+    since = min(left) if left else max(changes, default=watch.since)
+    return taken, Watch(since, seen, tuple(sorted(waiting)))
