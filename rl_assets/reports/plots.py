@@ -29,11 +29,11 @@ from rl_assets.reports.drawing import (
     style,
 )
 
-MOST_ROWS = 14
+MOST_ROWS, MOST_POSTS = 14, 80
 CURVES = {
     "loss/train": "Policy loss",
     "loss/entropy": "Entropy (nats per token)",
-    "loss/kl_base": "KL from the base step (nats per token)",
+    "loss/kl_base": "KL from base (nats per token)",
     "loss/clip_fraction": "Tokens outside the clip (share)",
     "loss/importance_ratio": "Importance ratio (mean)",
     "loss/grad_norm": "Gradient norm before clipping",
@@ -62,6 +62,7 @@ def price_paths(snapshot: Snapshot, truth: Truth | None) -> bytes:
     figure = canvas(title)
     grid = figure.subplots(1, len(panels), squeeze=False, width_ratios=[1.6, 1.0][: len(panels)])
     ticks = np.arange(config.ticks + 1)
+    shows_posts = len(snapshot.posts) <= MOST_POSTS
     for axes, (prices, hidden, first, y) in zip(grid[0], panels, strict=True):
         style(axes, f"Tick ({config.tick_seconds} s each)", y, whole_x=True)
         for column in range(prices.shape[1]):
@@ -69,14 +70,15 @@ def price_paths(snapshot: Snapshot, truth: Truth | None) -> bytes:
             axes.plot(ticks, prices[:, column], color=colour, linewidth=1.8)
             if hidden is not None:
                 axes.plot(ticks, hidden[:, column], color=colour, linewidth=1.2, linestyle=(0, (4, 2)))
-            for up, marker in ((True, "^"), (False, "v")):
+            for up, marker in ((True, "^"), (False, "v")) if shows_posts else ():
                 at = [p.tick for p in snapshot.posts if p.instrument == first + column and p.up is up]
                 axes.plot(at, prices[at, column], marker, color=colour, markersize=6, markeredgecolor="white")
         names = config.instruments[first : first + prices.shape[1]]
         ends = [(p, names[c], SERIES[c % len(SERIES)]) for c, p in enumerate(prices[-1])]
         label_ends(axes, ends, config.ticks)
-    legend = "▲ ▼ posts that say up or down" + ("   - - latent value, which no agent sees" if truth else "")
-    figure.supxlabel(legend, fontsize=9, color=MUTED)
+    legend = [f"▲ ▼ {len(snapshot.posts)} posts that say up or down"] if shows_posts else []
+    legend += ["dashed: latent value, which no agent sees"] if truth else []
+    figure.supxlabel("     ".join(legend), fontsize=9, color=MUTED)
     return png(figure)
 
 
@@ -158,7 +160,9 @@ def learning_curve(points: Sequence[Mapping[str, float]]) -> bytes:
     if not names:
         return nothing(title, "No updates were recorded.")
     columns = min(len(names), 3)
-    figure = canvas(f"{title} over {len(points)} updates", height=HEIGHT if len(names) <= 3 else 460)
+    figure = canvas(
+        f"{title} over {len(points)} update{'s' * (len(points) != 1)}", height=HEIGHT if len(names) <= 3 else 460
+    )
     grid = figure.subplots(-(-len(names) // columns), columns, squeeze=False).ravel()
     for axes, name in zip(grid, names, strict=False):
         held = [(point.get("update", place), point[name]) for place, point in enumerate(points) if name in point]
@@ -174,7 +178,9 @@ def learning_curve(points: Sequence[Mapping[str, float]]) -> bytes:
             axes.plot(updates, smooth, color=BLUE, linewidth=2)
         if name == "loss/importance_ratio":
             axes.axhline(1, color=MUTED, linewidth=0.8, linestyle=(0, (4, 2)))
-        axes.ticklabel_format(axis="y", useOffset=False, scilimits=(-3, 5))
+        if len(values) == 1:
+            axes.set_xlim(updates[0] - 0.9, updates[0] + 0.9)
+        axes.ticklabel_format(axis="y", useOffset=False, scilimits=(-4, 5))
         axes.yaxis.get_offset_text().set_fontsize(8)
     for axes in grid[len(names) :]:
         axes.set_axis_off()
@@ -213,9 +219,9 @@ def paired_gate(
     axes.axhline(minimum_effect, color=INK, linewidth=1.2, linestyle=(0, (4, 2)))
     axes.margins(y=0.1)
     ends = [
-        (mean, f"mean {mean:+.2f}", bound),
-        (lower, f"lower bound {lower:+.2f}", bound),
-        (minimum_effect, f"minimum effect {minimum_effect:+.2f}", INK),
+        (mean, f"mean {_signed(mean)}", bound),
+        (lower, f"lower bound {_signed(lower)}", bound),
+        (minimum_effect, f"minimum effect {_signed(minimum_effect)}", INK),
     ]
     label_ends(axes, ends, len(days) - 0.3)
     verdict = "above the minimum effect" if passed else "not above the minimum effect"
@@ -268,4 +274,8 @@ def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
 
 
 def _short(value: float) -> str:
-    return f"{value:,.2f}" if abs(value) < 1000 else f"{value:,.0f}"
+    return (f"{value:,.2f}" if abs(value) < 1000 else f"{value:,.0f}").replace("-", "−")
+
+
+def _signed(value: float) -> str:
+    return f"{value:+,.2f}".replace("-", "−")
