@@ -22,7 +22,7 @@ SERIES = (BLUE, ORANGE, GREEN, PURPLE, SKY, AMBER, "#5A5A5A", "#000000")
 """Colours of Okabe and Ito, which people with any colour vision can tell apart."""
 INK, MUTED, GRID = "#222222", "#6B6B6B", "#E3E3E3"
 WIDTH, HEIGHT, DPI = 900, 400, 100
-COLOURS = 96
+COLOURS = 64
 """Colours kept in a PNG: text stays smooth, and the file a third of its size."""
 LONGEST_LABEL = 32
 

@@ -160,9 +160,8 @@ def learning_curve(points: Sequence[Mapping[str, float]]) -> bytes:
     if not names:
         return nothing(title, "No updates were recorded.")
     columns = min(len(names), 3)
-    figure = canvas(
-        f"{title} over {len(points)} update{'s' * (len(points) != 1)}", height=HEIGHT if len(names) <= 3 else 460
-    )
+    title = f"{title} over {len(points)} update{'s' * (len(points) != 1)}"
+    figure = canvas(title, height=HEIGHT if len(names) <= 3 else 460)
     grid = figure.subplots(-(-len(names) // columns), columns, squeeze=False).ravel()
     for axes, name in zip(grid, names, strict=False):
         held = [(point.get("update", place), point[name]) for place, point in enumerate(points) if name in point]
@@ -179,7 +178,7 @@ def learning_curve(points: Sequence[Mapping[str, float]]) -> bytes:
         if name == "loss/importance_ratio":
             axes.axhline(1, color=MUTED, linewidth=0.8, linestyle=(0, (4, 2)))
         if len(values) == 1:
-            axes.set_xlim(updates[0] - 0.9, updates[0] + 0.9)
+            axes.set_xticks(updates)
         axes.ticklabel_format(axis="y", useOffset=False, scilimits=(-4, 5))
         axes.yaxis.get_offset_text().set_fontsize(8)
     for axes in grid[len(names) :]:
