@@ -1,0 +1,95 @@
+"""GRPO groups: which episodes may be compared with each other, and what a group is called."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from rl_assets.episodes import Episode, digest
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Episodes that are compared with each other.
+
+    `kind` is `benchmark` (same snapshot, prompt version and policy step) or `live` (same window, scenario and policy
+    step); `key` is canonical JSON of what the members have in common. `trajectory_ids` are in order of their ids.
+    `reason` says why GRPO may not learn from the group, and is None if it may. `policy` and `step` name who played.
+    """
+
+    group_id: str
+    kind: str
+    key: str
+    window_id: str
+    trajectory_ids: tuple[str, ...]
+    trainable: bool
+    reason: str | None
+    policy: str | None = None
+    step: int | None = None
+
+
+def build_groups(episodes: Iterable[Episode], *, window_id: str, group_size: int) -> list[Group]:
+    """Every episode in exactly one group of at most `group_size`; the same groups whatever the order of the episodes.
+
+    Episodes that cannot be trained on make groups of their own, so that they spoil no other. What cannot be trained on
+    is kept, with the reason: an episode's `not_trainable`, or `group_of_one`.
+    """
+    if group_size < 2:
+        raise ValueError(f"a group of {group_size} compares nothing; ask for at least 2")
+    comparable: dict[tuple[str, str, str], list[Episode]] = defaultdict(list)
+    for episode in episodes:
+        kind, key = _common(episode, window_id)
+        comparable[kind, key, episode.not_trainable or ""].append(episode)
+    groups = []
+    for (kind, key, trouble), alike in sorted(comparable.items()):
+        policy = alike[0].policy
+        ids = sorted((episode.trajectory_id for episode in alike), key=_age)
+        for members in _deal(ids, group_size):
+            reason = trouble or ("group_of_one" if len(members) == 1 else None)
+            groups.append(
+                Group(
+                    group_id=group_id(kind, key, members),
+                    kind=kind,
+                    key=key,
+                    window_id=window_id,
+                    trajectory_ids=members,
+                    trainable=reason is None,
+                    reason=reason,
+                    policy=policy.name,
+                    step=policy.step,
+                )
+            )
+    return groups
+
+
+def group_id(kind: str, key: str, trajectory_ids: Iterable[str]) -> str:
+    """The name of a group: a hash of its kind, its key and its members in whatever order."""
+    return f"group-{digest([kind, key, sorted(trajectory_ids)])[:24]}"
+
+
+def _common(episode: Episode, window_id: str) -> tuple[str, str]:
+    policy = {"policy": episode.policy.name, "step": episode.policy.step}
+    if episode.snapshot_id is not None:
+        common = policy | {"snapshot": episode.snapshot_id, "prompt_version": episode.prompt_version}
+        return "benchmark", json.dumps(common, sort_keys=True)
+    return "live", json.dumps(policy | {"window": window_id, "scenario": episode.scenario_id}, sort_keys=True)
+
+
+def _age(trajectory_id: str) -> tuple[int, str]:
+    """Ids are decimal and in order of time, so that the shorter of two is the older."""
+    return len(trajectory_id), trajectory_id
+
+
+def _deal(ids: Sequence[str], size: int) -> Iterator[tuple[str, ...]]:
+    """Full groups first, oldest members first: what is complete stays what it is when more episodes arrive.
+
+    Only where one would be left alone do it and the last full group share their members out evenly. Evening out all
+    sizes would gain nothing: n members in g groups make n - g comparisons, however they are dealt.
+    """
+    cuts = list(range(0, len(ids), size))
+    if size > 2 and len(cuts) > 1 and len(ids) - cuts[-1] == 1:
+        cuts[-1] = cuts[-2] + (size + 2) // 2
+    for start, end in zip(cuts, [*cuts[1:], len(ids)], strict=True):
+        yield tuple(ids[start:end])
