@@ -56,15 +56,19 @@ def list_(split: str | None) -> None:
 @snapshots.command()
 @click.argument("snapshot_ids", nargs=-1)
 @click.option("--skill", is_flag=True, help="Also measure whether skill shows on these snapshots.")
-def audit(snapshot_ids: tuple[str, ...], skill: bool) -> int:
+@click.option("--leakage", is_flag=True, help="Also measure what public data tells of the truths; takes 200 snapshots.")
+def audit(snapshot_ids: tuple[str, ...], skill: bool, leakage: bool) -> int:
     """Audit snapshots on disk, all if none is named. Exit code 1 if a check fails."""
     from rl_assets.commands.shown import console, show_table
     from rl_assets.market.audit import audit_skill, audit_snapshot
+    from rl_assets.market.leakage import LEAST_WORLDS, audit_leakage
     from rl_assets.market.snapshot import load_snapshot, load_truth
     from rl_assets.settings import Settings
 
     root = Settings.from_env().snapshots
     names = snapshot_ids or tuple(sorted(path.parent.name for path in root.glob("*/public.json")))
+    if leakage and len(names) < LEAST_WORLDS:
+        raise click.UsageError(f"--leakage finds nothing in {len(names)} snapshots; generate at least {LEAST_WORLDS}")
     worlds = [(load_snapshot(root, name), load_truth(root, name)) for name in names]
     faults = [
         (world[0].id, check.name, check.detail)
@@ -75,6 +79,10 @@ def audit(snapshot_ids: tuple[str, ...], skill: bool) -> int:
     if faults:
         show_table("failed checks", ("snapshot", "check", "detail"), faults)
     console().print(f"{len(worlds)} snapshots audited, {len(faults)} checks failed")
+    if leakage:
+        checks = audit_leakage(worlds)
+        show_table("leakage", ("check", "passed", "detail"), [(c.name, str(c.passed), c.detail) for c in checks])
+        faults += [("all", check.name, check.detail) for check in checks if not check.passed]
     if not skill or not worlds:
         return 1 if faults else 0
     report = audit_skill(worlds)

@@ -44,8 +44,8 @@ class Check:
 class SkillReport:
     """Whether skill shows on a set of snapshots.
 
-    passed: the order of the agents is what it must be, beyond chance. rows: per reference agent its mean expected PnL in
-    dollars, the 95% interval of it, and its skill between hold (0) and oracle (1). detail: the verdict, a sentence.
+    passed: the order of the agents is what it must be, beyond chance. rows: per reference agent its mean expected PnL
+    in dollars, the 95% interval of it, and its skill between hold (0) and oracle (1). detail: the verdict, a sentence.
     """
 
     passed: bool
