@@ -7,6 +7,7 @@ to show. Labels may come from agents; they are drawn as they stand. This loads m
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -187,16 +188,23 @@ def learning_curve(points: Sequence[Mapping[str, float]]) -> bytes:
 
 
 def paired_gate(
-    differences_by_day: Mapping[int, float], lower: float, minimum_effect: float, mean: float, unit: str = "dollars"
+    differences_by_day: Mapping[int, float],
+    lower: float | None,
+    minimum_effect: float,
+    mean: float,
+    unit: str = "dollars",
 ) -> bytes:
     """What the gate decided on: candidate less champion per market day, their mean, its lower confidence bound, and the
-    minimum effect that the bound must exceed. All in `unit` of expected PnL per episode."""
+    minimum effect that the bound must exceed. All in `unit` of expected PnL per episode.
+
+    lower: None where so few days bound nothing.
+    """
     title = "Candidate less champion, by market day"
     if not differences_by_day:
         return nothing(title, "No market day was played by both.")
     days = sorted(differences_by_day)
     values = finite((differences_by_day[day] for day in days), "differences by day")
-    lower, minimum_effect, mean = finite((lower, minimum_effect, mean), "the gate's bounds")
+    mean, minimum_effect = finite((mean, minimum_effect), "the gate's decision")
     figure = canvas(title)
     axes = style(figure.subplots(), "Market days, worst difference first", f"Difference ({unit} per episode)")
     order = sorted(range(len(days)), key=lambda place: (values[place], days[place]))
@@ -209,45 +217,49 @@ def paired_gate(
     else:
         axes.set_xticks([])
     axes.set_xlim(-0.7, len(days) - 0.3)
-    passed = lower > minimum_effect
+    passed = lower is not None and lower > minimum_effect
     bound = GREEN if passed else ORANGE
-    axes.axhspan(lower, mean, color=bound, alpha=0.14, linewidth=0)
     axes.axhline(0, color=MUTED, linewidth=0.8)
     axes.axhline(mean, color=bound, linewidth=2)
-    axes.axhline(lower, color=bound, linewidth=1.2)
     axes.axhline(minimum_effect, color=INK, linewidth=1.2, linestyle=(0, (4, 2)))
+    ends = [(mean, f"mean {_signed(mean)}", bound), (minimum_effect, f"minimum effect {_signed(minimum_effect)}", INK)]
+    if lower is None:
+        verdict = "so few days have no lower bound"
+    else:
+        finite([lower], "the lower bound")
+        axes.axhspan(lower, mean, color=bound, alpha=0.14, linewidth=0)
+        axes.axhline(lower, color=bound, linewidth=1.2)
+        ends.append((lower, f"lower bound {_signed(lower)}", bound))
+        verdict = f"the lower bound is {'' if passed else 'not '}above the minimum effect"
     axes.margins(y=0.1)
-    ends = [
-        (mean, f"mean {_signed(mean)}", bound),
-        (lower, f"lower bound {_signed(lower)}", bound),
-        (minimum_effect, f"minimum effect {_signed(minimum_effect)}", INK),
-    ]
     label_ends(axes, ends, len(days) - 0.3)
-    verdict = "above the minimum effect" if passed else "not above the minimum effect"
     better = sum(value > 0 for value in values)
-    figure.supxlabel(
-        f"candidate ahead on {better} of {len(days)} days; the lower bound is {verdict}", fontsize=9, color=MUTED
-    )
+    figure.supxlabel(f"candidate ahead on {better} of {len(days)} days; {verdict}", fontsize=9, color=MUTED)
     return png(figure)
 
 
 def pnl_by_policy(
-    intervals: Mapping[str, tuple[float, float, float]], axis: str = "Expected PnL (dollars per episode)"
+    intervals: Mapping[str, tuple[float, float | None, float | None]], axis: str = "Expected PnL (dollars per episode)"
 ) -> bytes:
-    """Mean and interval (mean, low, high) per policy, best on top."""
+    """Mean and interval (mean, low, high) per policy, best on top. Bounds are None or NaN where one market day was
+    played, which has no interval; they are then not drawn."""
     title = f"{axis.split(' (')[0]} by policy"
     if not intervals:
         return nothing(title, "No policy has played yet.")
-    rows = {name: finite(interval, f"policy {name!r}") for name, interval in intervals.items()}
-    names = sorted(rows, key=lambda name: (rows[name][0], name))[-2 * MOST_ROWS :]
+    rows = {name: finite(interval[:1], f"policy {name!r}")[0] for name, interval in intervals.items()}
+    names = sorted(rows, key=lambda name: (rows[name], name))[-2 * MOST_ROWS :]
     figure = canvas(title, height=max(200, 110 + 34 * len(names)))
     axes = style(figure.subplots(), axis, "", grid="x")
     for row, name in enumerate(names):
-        mean, low, high = rows[name]
-        axes.plot([low, high], [row, row], color=BLUE, linewidth=3, alpha=0.5, solid_capstyle="butt")
+        mean, text = rows[name], _short(rows[name])
+        bounds = [bound for bound in intervals[name][1:] if bound is not None and not math.isnan(bound)]
+        if len(bounds) == 2:
+            low, high = finite(bounds, f"the interval of policy {name!r}")
+            axes.plot([low, high], [row, row], color=BLUE, linewidth=3, alpha=0.5, solid_capstyle="butt")
+            text += f"  [{_short(low)}, {_short(high)}]"
         axes.plot([mean], [row], "o", color=BLUE, markersize=7)
         axes.annotate(
-            f"{_short(mean)}  [{_short(low)}, {_short(high)}]",
+            text,
             (1, row),
             xycoords=("axes fraction", "data"),
             xytext=(6, 0),
