@@ -80,7 +80,7 @@ def observations(engine: Engine) -> list[str]:
     return texts
 
 
-def render(do: Do, instrument: str, size: int) -> str:
+def render(do: Do, instrument: str, size: float) -> str:
     """The canonical text of an action."""
     if do == Do.HOLD:
         return HOLD_TEXT

@@ -69,6 +69,97 @@ class Assignment:
     siblings: int = 1
 
 
+@dataclass(frozen=True)
+class Player:
+    """Who an episode is recorded for. sibling: its number among the episodes of one policy on one snapshot."""
+
+    trajectory_id: str
+    agent_id: str
+    policy: Policy
+    sampling: Sampling | None = None
+    sibling: int = 0
+
+
+class Game:
+    """Episodes side by side on one engine: it takes one reply per episode and tick, and in the end gives their records.
+
+    The episodes' start is the moment a game is made, their end the moment the market closes.
+    """
+
+    def __init__(self, worlds: Sequence[World], clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        self.truths = [truth for _, truth in worlds]
+        self.engine = Engine([snapshot for snapshot, _ in worlds])
+        self._clock = clock
+        self._began = self._ended = clock()
+        self._worth = self.engine.hindsight(self.truths)
+        self._steps: list[list[Step]] = [[] for _ in worlds]
+
+    def observations(self) -> list[str]:
+        return prompt.observations(self.engine)
+
+    def take(self, replies: Sequence[Reply]) -> Fills:
+        """Move one tick. Raises ValueError after the last."""
+        engine, tick = self.engine, self.engine.tick
+        observations = self.observations()
+        orders, actions, unreadable = prompt.to_orders([r.text for r in replies], engine.config)
+        fills = engine.step(orders)
+        before, self._worth = self._worth, engine.hindsight(self.truths)
+        for row, reply in enumerate(replies):
+            self._steps[row].append(
+                Step(
+                    tick=tick,
+                    observation=observations[row],
+                    response=reply.text,
+                    action=actions[row],
+                    valid=bool(fills.valid[row]),
+                    reward=money(fills.reward[row]),
+                    equity=money(engine.equity[row]),
+                    credit=money(self._worth[row] - before[row]),
+                    error=_trouble(fills, row, unreadable[row]),
+                    token_ids=reply.token_ids,
+                    logprobs=reply.logprobs,
+                    prompt_tokens=reply.prompt_tokens,
+                    latency_ms=reply.latency_ms,
+                )
+            )
+        if engine.done:
+            self._ended = self._clock()
+        return fills
+
+    def episodes(self, players: Sequence[Player], is_evaluation: bool = False) -> list[Episode]:
+        """The records, one player per row. Raises ValueError before the market has closed."""
+        engine = self.engine
+        if not engine.done:
+            raise ValueError("the episodes are still in play")
+        realised, expected = engine.settle(self.truths)
+        system = prompt.system_message(engine.config)
+        return [
+            Episode(
+                trajectory_id=player.trajectory_id,
+                agent_id=player.agent_id,
+                policy=player.policy,
+                scenario_id=f"benchmark-{snapshot.id}",
+                window_id=window_of(self._ended),
+                started_at=self._began,
+                ended_at=self._ended,
+                system=system,
+                steps=tuple(self._steps[row]),
+                prompt_version=prompt.PROMPT_VERSION,
+                sampling=player.sampling,
+                snapshot_id=snapshot.id,
+                sibling=player.sibling,
+                realised_pnl=money(realised[row]),
+                expected_pnl=money(expected[row]),
+                max_drawdown=money(engine.max_drawdown[row]),
+                breaches=int(engine.breaches[row]),
+                trades=int(engine.trades[row]),
+                fees=money(engine.fees[row]),
+                is_evaluation=is_evaluation,
+            )
+            for row, (snapshot, player) in enumerate(zip(engine.snapshots, players, strict=True))
+        ]
+
+
 def play(
     assignments: Sequence[Assignment],
     worlds: Sequence[World],
@@ -106,68 +197,17 @@ def _play_batch(
     is_evaluation: bool,
     clock: Callable[[], datetime],
 ) -> list[Episode]:
-    snapshots, truths = [w[0] for w, _ in seats], [w[1] for w, _ in seats]
-    engine = Engine(snapshots)
-    config = engine.config
+    game = Game([world for world, _ in seats], clock)
     agent = assignment.agent
     seeds = [(seed, world[0].seed, sibling) for world, sibling in seats]
-    began = clock()
-    table = agent.sit(engine, np.arange(engine.n), truths, seeds)
-    steps: list[list[Step]] = [[] for _ in seats]
-    worth = engine.hindsight(truths)
-    while not engine.done:
-        tick = engine.tick
-        observations = prompt.observations(engine)
-        replies = table.reply(observations)
-        orders, actions, unreadable = prompt.to_orders([r.text for r in replies], config)
-        fills = engine.step(orders)
-        worth, before = engine.hindsight(truths), worth
-        for row, reply in enumerate(replies):
-            steps[row].append(
-                Step(
-                    tick=tick,
-                    observation=observations[row],
-                    response=reply.text,
-                    action=actions[row],
-                    valid=bool(fills.valid[row]),
-                    reward=money(fills.reward[row]),
-                    equity=money(engine.equity[row]),
-                    credit=money(worth[row] - before[row]),
-                    error=_trouble(fills, row, unreadable[row]),
-                    token_ids=reply.token_ids,
-                    logprobs=reply.logprobs,
-                    prompt_tokens=reply.prompt_tokens,
-                    latency_ms=reply.latency_ms,
-                )
-            )
-    realised, expected = engine.settle(truths)
-    ended = clock()
-    system = prompt.system_message(config)
-    return [
-        Episode(
-            trajectory_id=ids[row],
-            agent_id=assignment.agent_id,
-            policy=agent.policy,
-            scenario_id=f"benchmark-{snapshot.id}",
-            window_id=window_of(ended),
-            started_at=began,
-            ended_at=ended,
-            system=system,
-            steps=tuple(steps[row]),
-            prompt_version=prompt.PROMPT_VERSION,
-            sampling=agent.sampling,
-            snapshot_id=snapshot.id,
-            sibling=seats[row][1],
-            realised_pnl=money(realised[row]),
-            expected_pnl=money(expected[row]),
-            max_drawdown=money(engine.max_drawdown[row]),
-            breaches=int(engine.breaches[row]),
-            trades=int(engine.trades[row]),
-            fees=money(engine.fees[row]),
-            is_evaluation=is_evaluation,
-        )
-        for row, snapshot in enumerate(snapshots)
+    table = agent.sit(game.engine, np.arange(len(seats)), game.truths, seeds)
+    while not game.engine.done:
+        game.take(table.reply(game.observations()))
+    players = [
+        Player(trajectory_id, assignment.agent_id, agent.policy, agent.sampling, sibling)
+        for trajectory_id, (_, sibling) in zip(ids, seats, strict=True)
     ]
+    return game.episodes(players, is_evaluation)
 
 
 def replay(episode: Episode, snapshot: Snapshot, truth: Truth) -> list[str]:

@@ -14,6 +14,7 @@ closed. Its loss never exceeds its margin, so no account owes anything.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -159,6 +160,17 @@ class Engine:
         self.peak = np.maximum(self.peak, self.equity)
         self.max_drawdown = np.maximum(self.max_drawdown, self.peak - self.equity)
         return Fills(~invalid, error, liquidated, self.equity - before, traded)
+
+    def quote(self, orders: Orders) -> tuple[Engine, np.ndarray]:
+        """A copy of this engine as these orders would leave it before the world moves on, and why each would be refused
+        (object, None where it would be filled)."""
+        after = copy.copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, np.ndarray):
+                setattr(after, name, value.copy())
+        error = np.full(self.n, None, dtype=object)
+        after._fill(orders, error, np.zeros(self.n, bool))
+        return after, error
 
     def settle(self, truths: list[Truth]) -> tuple[np.ndarray, np.ndarray]:
         """Realised and expected profit in dollars, each float64 (episodes,).
