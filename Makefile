@@ -24,8 +24,8 @@ ui: $(INSTALLED)  ## Dagster's web interface and daemon on the demo's data, unti
 test: $(INSTALLED)  ## All tests: unit, database, daemon, browser
 	$(BIN)/pytest $(ARGS)
 
-bench: $(INSTALLED)  ## Speed of the parts, on this machine
-	$(BIN)/rl-assets bench $(ARGS)
+bench: $(INSTALLED)  ## Speed of the parts beside their peers, on this machine (ARGS="market judging" for some)
+	$(BIN)/python -m benchmarks $(ARGS)
 
 lint: $(INSTALLED)  ## Formatting, lint and types
 	$(BIN)/ruff format --check .

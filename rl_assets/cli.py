@@ -12,7 +12,6 @@ from collections.abc import Iterator
 
 import click
 
-from rl_assets.commands.bench import bench
 from rl_assets.commands.db import db
 from rl_assets.commands.harness import demo, harness
 from rl_assets.commands.models import models
@@ -33,7 +32,7 @@ def cli() -> None:
     """Continuous reinforcement learning of market agents: play, record, judge, train, gate, deploy."""
 
 
-for command in (demo, harness, train, models, snapshots, ui, db, verify, bench):
+for command in (demo, harness, train, models, snapshots, ui, db, verify):
     cli.add_command(command)
 
 

@@ -40,7 +40,7 @@ class Agent(Protocol):
 class ReferenceAgent:
     """A rule of `reference`, by name. It says its orders as text, like everybody else."""
 
-    sampling = None
+    sampling: Sampling | None = None
 
     def __init__(self, name: str) -> None:
         self._rule = rule(name)

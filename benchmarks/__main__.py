@@ -1,0 +1,27 @@
+"""`python -m benchmarks [NAME ...]`: run the named benchmarks, or all of them, one after the other."""
+
+from __future__ import annotations
+
+import pkgutil
+import subprocess
+import sys
+
+import benchmarks
+
+SHARED = ("timing",)
+
+
+def main(names: list[str]) -> int:
+    known = sorted(module.name for module in pkgutil.iter_modules(benchmarks.__path__))
+    known = [name for name in known if not name.startswith("_") and name not in SHARED]
+    unknown = sorted(set(names) - set(known))
+    if unknown:
+        print(f"there is no benchmark {', '.join(unknown)}; choose from {', '.join(known)}", file=sys.stderr)
+        return 2
+    # Each in a process of its own: what one leaves in memory or caches is no part of the next one's figures.
+    codes = [subprocess.call([sys.executable, "-m", f"benchmarks.{name}"]) for name in names or known]
+    return 1 if any(codes) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
