@@ -135,8 +135,8 @@ def _coins(x: np.ndarray, y: np.ndarray, latent: np.ndarray, crowd: np.ndarray, 
         "coins_sealed",
         bool(gain.mean() <= SURE * error),
         f"a model of everything public calls {known[0]} of outcomes, the crowd's last price {known[1]} and the final "
-        f"latent {known[2]}; told the latent, public data gains {gain.mean():+.4f} nats an outcome with a standard error "
-        f"of {error:.4f}",
+        f"latent {known[2]}; told the latent, public data gains {gain.mean():+.4f} nats an outcome, standard "
+        f"error {error:.4f}",
     )
 
 
