@@ -1,6 +1,6 @@
 """Benchmark evaluations: candidate, champion and reference agents on the same gate snapshots, paired."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
@@ -10,11 +10,18 @@ from rl_assets.resources import Database, Lake, Trainer
 
 if TYPE_CHECKING:
     from rl_assets.episodes import Episode
+    from rl_assets.registry.decisions import Evaluation
+    from rl_assets.registry.gate import Decision
+    from rl_assets.store.ledger import Batch
 
+SNAPSHOTS = 64
+"""Gate snapshots that are played, the first of those that are registered: 16 market days."""
 SIBLINGS = 4
 """Episodes of each agent on each gate snapshot."""
 SEED = 20_260_101
 """Seed of every evaluation: candidate and champion draw the same numbers, which is what makes them a pair."""
+ENDED = ("promoted", "rejected")
+"""States of a batch that has been decided upon."""
 
 
 @dg.asset(
@@ -50,4 +57,151 @@ SEED = 20_260_101
 )
 def benchmark_evaluations(
     context: dg.AssetExecutionContext, database: Database, lake: Lake, trainer: Trainer
-) -> dg.MaterializeResult: ...
+) -> dg.MaterializeResult:
+    from rl_assets.agents.runner import World
+    from rl_assets.episodes import Policy
+    from rl_assets.market.snapshot import load_snapshot, load_truth
+    from rl_assets.registry.decisions import latest_evaluation, look_number, record_evaluation
+    from rl_assets.registry.evaluate import decide, play_gate
+    from rl_assets.registry.models import champion_step, get_model, model_of_batch, playable
+    from rl_assets.store.lake import write_episodes_parquet
+    from rl_assets.store.ledger import advance_batch, get_batch
+    from rl_assets.store.snapshots import list_snapshots
+
+    def progress(done: int, total: int) -> None:
+        context.log.info(f"the gate: {done} of {total} episodes")
+
+    batch_id = context.partition_key
+    with plainly(), database.connect() as conn:
+        batch = get_batch(conn, batch_id)
+        candidate = playable(model_of_batch(conn, batch_id))
+        line = candidate.model_line
+        # A decision stands for the champion that it was made against; a model is not given two tries at the same one.
+        known = latest_evaluation(conn, batch_id)
+        if known is not None and batch.state not in ENDED and known.champion_step != champion_step(conn, line):
+            known = None
+        if batch.state not in ("trained", "evaluated", *ENDED):
+            raise dg.Failure(
+                f"{batch_id} is {batch.state}; materialize trained_models of it before benchmark_evaluations",
+                allow_retries=False,
+            )
+        opponent = champion_step(conn, line) if known is None else known.champion_step
+        assert opponent is not None  # a candidate stands on a registered step, and the first of those is champion
+        champion = playable(get_model(conn, line, opponent))
+        ids = [row.id for row in list_snapshots(conn, split="gate")[:SNAPSHOTS]]
+        worlds: list[World] = [(load_snapshot(lake.snapshots, i), load_truth(lake.snapshots, i)) for i in ids]
+        if not worlds:
+            raise dg.Failure(
+                "no gate snapshot is registered; run `rl-assets snapshots generate --split gate`", allow_retries=False
+            )
+        episodes = play_gate(worlds, candidate, champion, siblings=SIBLINGS, seed=SEED, on_progress=progress)
+        path = lake.batch(batch_id) / "evaluation.parquet"
+        write_episodes_parquet(path, episodes)
+        if known is None:
+            decision = decide(
+                worlds,
+                episodes,
+                Policy(line, candidate.step),
+                Policy(line, champion.step),
+                look=look_number(conn, line, champion.step, candidate.step),
+            )
+            known = record_evaluation(
+                conn, batch_id=batch_id, candidate_step=candidate.step, champion_step=champion.step, decision=decision
+            )
+        if batch.state == "trained":
+            advance_batch(conn, batch_id, "evaluated", run_id=context.run_id, result=_summary(batch, known))
+    decision = known.decision
+    context.log.info(decision.reason)
+    return dg.MaterializeResult(
+        metadata={
+            "dagster/row_count": len(episodes),
+            "decision": decision.reason,
+            "candidate_step": known.candidate_step,
+            "champion_step": known.champion_step,
+            "effect_dollars": decision.effect,
+            "lower_bound_dollars": "none" if decision.lower is None else decision.lower,
+            "upper_bound_dollars": "none" if decision.upper is None else decision.upper,
+            "minimum_effect_dollars": decision.minimum_effect,
+            "alpha_spent": decision.alpha,
+            "look": decision.look,
+            "gate_snapshots": decision.snapshots,
+            "market_days": len(decision.days),
+            "siblings": decision.siblings,
+            "conditions": table(_conditions(decision)),
+            "file": dg.MetadataValue.path(path),
+            **_standings(episodes, {snapshot.id: snapshot.day for snapshot, _ in worlds}),
+            **_differences(decision),
+        },
+        check_results=[
+            dg.AssetCheckResult(
+                check_name="gate_opens",
+                passed=decision.promote,
+                severity=dg.AssetCheckSeverity.WARN,
+                metadata={"decision": decision.reason},
+            ),
+            dg.AssetCheckResult(
+                check_name="still_trades",
+                passed=decision.still_trades,
+                severity=dg.AssetCheckSeverity.WARN,
+                metadata={"trades_per_episode": decision.candidate.trades, "at_least": decision.least_trades},
+            ),
+        ],
+    )
+
+
+def _summary(batch: "Batch", evaluation: "Evaluation") -> dict:
+    decision = evaluation.decision
+    return {
+        **(batch.result or {}),
+        "decision": decision.reason,
+        "champion_step": evaluation.champion_step,
+        "effect_dollars": decision.effect,
+        "lower_bound_dollars": decision.lower,
+    }
+
+
+def _conditions(d: "Decision") -> list[dict[str, Any]]:
+    rows = [
+        ("lower bound of the difference, dollars", d.lower, f"above {d.minimum_effect:.2f}", d.is_better),
+        ("drawdown, dollars", d.candidate.max_drawdown, f"at most {d.most_drawdown:.2f}", d.drawdown_is_kept),
+        ("breaches", d.candidate.breaches, f"at most {d.most_breaches:.2f}", d.breaches_are_kept),
+        ("trades", d.candidate.trades, f"at least {d.least_trades:.2f}", d.still_trades),
+    ]
+    return [{"per_episode": what, "candidate": value, "must_be": limit, "holds": ok} for what, value, limit, ok in rows]
+
+
+def _standings(episodes: list["Episode"], days: dict[str, int]) -> dict[str, Any]:
+    """Every policy's means, its interval over market days, and its skill."""
+    from rl_assets.registry.evaluate import standings
+    from rl_assets.reports.plots import pnl_by_policy
+
+    rows = standings(episodes, days)
+    shown = {row.policy: (row.means.expected_pnl, row.low, row.high) for row in rows if row.low is not None}
+    return {
+        "policies": table(
+            [
+                {
+                    "policy": row.policy,
+                    "expected_pnl": round(row.means.expected_pnl, 3),
+                    "low": row.low,
+                    "high": row.high,
+                    "skill": row.skill,
+                    "realised_pnl": round(row.means.realised_pnl, 3),
+                    "max_drawdown": round(row.means.max_drawdown, 3),
+                    "breaches": row.means.breaches,
+                    "trades": row.means.trades,
+                }
+                for row in rows
+            ]
+        ),
+        **({"pnl_by_policy": picture(pnl_by_policy(shown))} if shown else {}),
+    }
+
+
+def _differences(decision: "Decision") -> dict[str, Any]:
+    from rl_assets.reports.plots import paired_gate
+
+    if decision.lower is None:
+        return {}
+    by_day = dict(zip(decision.days, decision.day_effects, strict=True))
+    return {"paired_gate": picture(paired_gate(by_day, decision.lower, decision.minimum_effect, decision.effect))}

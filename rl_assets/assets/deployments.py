@@ -1,0 +1,117 @@
+"""The deployed model: what the gate has decided is carried out, and what is live is whole."""
+
+from typing import TYPE_CHECKING
+
+import dagster as dg
+
+from rl_assets.assets.shown import OWNERS, plainly, table
+from rl_assets.automation.partitions import EVERYTHING
+from rl_assets.automation.runs import PARTITION
+from rl_assets.resources import Database, Lake, Trainer
+
+if TYPE_CHECKING:
+    import psycopg
+
+    from rl_assets.registry.models import Model
+    from rl_assets.store.ledger import Batch
+
+
+@dg.asset(
+    deps=["base_policy", dg.AssetDep("benchmark_evaluations", partition_mapping=EVERYTHING)],
+    group_name="deployment",
+    kinds={"postgres", "huggingface"},
+    owners=OWNERS,
+    description="The model that every agent plays with: the champion pointer and Babylon's row of it. A run of a batch "
+    "promotes or rejects the batch's candidate as the gate has decided; a run of its own takes the batch that waits, "
+    "if one does, and checks what is live.",
+    check_specs=[
+        dg.AssetCheckSpec(
+            "live_checkpoint_is_whole",
+            asset="deployed_model",
+            blocking=True,
+            description="The registry's digest of the champion is that of the files on disk.",
+        )
+    ],
+)
+def deployed_model(
+    context: dg.AssetExecutionContext, database: Database, lake: Lake, trainer: Trainer
+) -> dg.MaterializeResult:
+    from rl_assets.registry.checkpoints import checkpoint_digest
+    from rl_assets.registry.models import champion_step, get_model, list_models
+    from rl_assets.reports.batch import write_batch_report
+    from rl_assets.store.ledger import batches, get_batch
+
+    with plainly(), database.connect() as conn:
+        # The asset has no partition of its own, but a run for a batch carries the batch's key.
+        batch_id = context.run.tags.get(PARTITION)
+        waiting = batches(conn, model_line=trainer.line, states=("evaluated",), limit=1)
+        batch = get_batch(conn, batch_id) if batch_id else next(iter(waiting), None)
+        line = batch.model_line if batch else trainer.line
+        before = champion_step(conn, line)
+        if before is None:
+            raise dg.Failure(f"{line} has no model yet; materialize base_policy", allow_retries=False)
+        decided = carry_out(conn, batch, context.run_id) if batch else "no batch waits to be decided upon"
+        context.log.info(decided)
+        live = get_model(conn, line, champion_step(conn, line) or 0)
+        found = checkpoint_digest(live.checkpoint_path)
+        report = {}
+        if batch is not None:
+            report["report"] = dg.MetadataValue.path(write_batch_report(conn, lake.batch(batch.id), batch.id))
+        versions = list_models(conn, line)
+    return dg.MaterializeResult(
+        metadata={
+            "decision": decided,
+            "batch": batch.id if batch else "none",
+            "champion_before": before,
+            "champion": live.step,
+            "version": live.version,
+            "checkpoint": dg.MetadataValue.path(live.checkpoint_path),
+            "versions": table([_row(model) for model in versions]),
+            **report,
+        },
+        check_results=[
+            dg.AssetCheckResult(
+                check_name="live_checkpoint_is_whole",
+                passed=found == live.digest,
+                metadata={"registered": live.digest, "on_disk": found},
+            )
+        ],
+    )
+
+
+def carry_out(conn: "psycopg.Connection", batch: "Batch", run_id: str) -> str:
+    """Promote or reject an evaluated batch's candidate; registry and ledger change together. Returns what was decided.
+
+    Raises LedgerConflict where the batch is not evaluated, or against a champion that is no longer.
+    """
+    from rl_assets.registry.decisions import latest_evaluation
+    from rl_assets.registry.models import promote, reject
+    from rl_assets.store.ledger import advance_batch
+
+    found = latest_evaluation(conn, batch.id)
+    if batch.state in ("promoted", "rejected") and found is not None:
+        return f"{batch.id} is {batch.state} already: {found.decision.reason}"
+    if batch.state != "evaluated" or found is None:
+        raise dg.Failure(
+            f"{batch.id} is {batch.state}; materialize benchmark_evaluations of it before deployed_model",
+            allow_retries=False,
+        )
+    with conn.transaction():
+        if found.decision.promote:
+            promote(conn, batch.model_line, found.candidate_step)
+            advance_batch(conn, batch.id, "promoted", run_id=run_id)
+        else:
+            reject(conn, batch.model_line, found.candidate_step)
+            advance_batch(conn, batch.id, "rejected", run_id=run_id)
+    return found.decision.reason
+
+
+def _row(model: "Model") -> dict[str, object]:
+    return {
+        "step": model.step,
+        "version": model.version,
+        "state": model.state,
+        "on_top_of": model.parent_step,
+        "batch": model.batch_id,
+        "digest": model.digest[:12],
+    }

@@ -1,0 +1,109 @@
+"""Playing the gate: candidate, champion and reference agents on the same snapshots, and what they are worth."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rl_assets.agents.runner import Assignment, ReferenceAgent, World, play
+from rl_assets.episodes import Episode, Policy
+from rl_assets.errors import MalformedInput
+from rl_assets.registry.gate import Decision, Gate, Means, Play, compare, daily, lower_bound
+
+if TYPE_CHECKING:
+    from rl_assets.registry.models import LiveModel
+
+WORST, BEST = "hold", "oracle"
+"""Reference agents at which skill is 0 and 1."""
+REFERENCES = (WORST, "random", "momentum", "news_follower", BEST)
+
+
+def play_gate(
+    worlds: Sequence[World],
+    candidate: LiveModel,
+    champion: LiveModel,
+    *,
+    siblings: int,
+    seed: int,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> list[Episode]:
+    """Episodes of both models, paired by snapshot and sibling, then one per snapshot of each reference agent.
+
+    They are evaluations: nothing learns from them. Raises MissingCheckpoint where a model is not on disk.
+    """
+    from rl_assets.agents.neural import NeuralAgent
+
+    models = [NeuralAgent(m.checkpoint_path, Policy(m.model_line, m.step)) for m in (candidate, champion)]
+    assignments = [Assignment(agent, str(agent.policy), siblings) for agent in models]
+    assignments += [Assignment(ReferenceAgent(name), name) for name in REFERENCES]
+    numbers = itertools.count()
+    return play(
+        assignments,
+        worlds,
+        seed=seed,
+        new_ids=lambda n: [f"gate-{candidate.model_line}-{candidate.step}-{next(numbers):06d}" for _ in range(n)],
+        is_evaluation=True,
+        on_progress=on_progress,
+    )
+
+
+def decide(
+    worlds: Sequence[World],
+    episodes: Sequence[Episode],
+    candidate: Policy,
+    champion: Policy,
+    *,
+    look: int,
+    gate: Gate | None = None,
+) -> Decision:
+    """The gate's decision on episodes that `play_gate` has played. Raises MalformedInput where pairs are missing."""
+    snapshots = [snapshot.id for snapshot, _ in worlds]
+    days = np.array([snapshot.day for snapshot, _ in worlds], dtype=np.int64)
+    ours, theirs = (play_of(episodes, policy, snapshots) for policy in (candidate, champion))
+    return compare(days, ours, theirs, look=look, gate=gate)
+
+
+def play_of(episodes: Sequence[Episode], policy: Policy, snapshots: Sequence[str]) -> Play:
+    """The numbers of a policy's episodes, by snapshot and sibling. Raises MalformedInput where one is missing."""
+    mine = {(e.snapshot_id, e.sibling): e for e in episodes if e.policy == policy}
+    siblings = max((sibling for _, sibling in mine), default=0) + 1
+    table = [[mine.get((snapshot, sibling)) for sibling in range(siblings)] for snapshot in snapshots]
+    for snapshot, row in zip(snapshots, table, strict=True):
+        if any(episode is None or episode.expected_pnl is None for episode in row):
+            raise MalformedInput(f"{policy} has not played {snapshot} to its end; play the gate again")
+    return Play(**{f.name: np.array([[getattr(e, f.name) for e in row] for row in table], float) for f in fields(Play)})
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A policy on the gate. low, high: interval of its expected PnL over market days, in dollars per episode; None if
+    the days are too few. skill: 0 is holding and 1 is knowing everything; None where these two are worth the same."""
+
+    policy: str
+    means: Means
+    low: float | None
+    high: float | None
+    skill: float | None
+
+
+def standings(episodes: Sequence[Episode], days: Mapping[str, int], *, alpha: float = 0.05) -> list[Standing]:
+    """Every policy that has played, in the order of play. days: the market day of each snapshot, by its id. alpha: how
+    often each end of an interval is missed. Raises MalformedInput where the reference agents are not among them."""
+    plays = {policy: play_of(episodes, policy, list(days)) for policy in dict.fromkeys(e.policy for e in episodes)}
+    worth = {policy.name: played.means().expected_pnl for policy, played in plays.items() if policy.step is None}
+    lacking = [name for name in (WORST, BEST) if name not in worth]
+    if lacking:
+        raise MalformedInput(f"{lacking[0]} has not played the gate, and skill is measured against it; play it again")
+    hold, oracle = worth[WORST], worth[BEST]
+    found = []
+    for policy, played in plays.items():
+        by_day = daily(np.array(list(days.values())), played.expected_pnl.mean(axis=1))
+        low, high = lower_bound(by_day, alpha), lower_bound(-by_day, alpha)
+        means = played.means()
+        skill = None if oracle == hold else (means.expected_pnl - hold) / (oracle - hold)
+        found.append(Standing(str(policy), means, low, None if high is None else -high, skill))
+    return found
