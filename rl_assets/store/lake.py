@@ -67,7 +67,7 @@ EPISODES = pa.schema(
 
 def write_episodes_parquet(path: Path, episodes: Sequence[Episode]) -> None:
     """Write episodes in the order given. Raises RlAssetsError if the disk is full or not writable."""
-    with _whole(path) as partial, pq.ParquetWriter(partial, EPISODES, compression="zstd") as writer:
+    with whole_file(path) as partial, pq.ParquetWriter(partial, EPISODES, compression="zstd") as writer:
         for start in range(0, len(episodes), ROWS_AT_ONCE):
             rows = [_row(episode) for episode in episodes[start : start + ROWS_AT_ONCE]]
             writer.write_table(pa.Table.from_pylist(rows, EPISODES))
@@ -92,14 +92,14 @@ def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         table = pa.Table.from_pylist(list(rows))
     except (pa.ArrowException, TypeError) as error:
         raise MalformedInput(f"{path} cannot be written, for its rows are not of one kind ({_line(error)})") from error
-    with _whole(path) as partial:
+    with whole_file(path) as partial:
         pq.write_table(table, partial, compression="zstd")
 
 
 def write_json(path: Path, value: object) -> None:
     """Write a value as indented JSON. Raises as `write_episodes_parquet` does."""
     text = json.dumps(value, indent=2, allow_nan=False)
-    with _whole(path) as partial:
+    with whole_file(path) as partial:
         partial.write_text(text + "\n", encoding="utf-8")
 
 
@@ -132,7 +132,7 @@ def _episode(row: dict[str, Any]) -> Episode:
 
 
 @contextmanager
-def _whole(path: Path) -> Iterator[Path]:
+def whole_file(path: Path) -> Iterator[Path]:
     """A place to write to, which becomes `path` if all goes well and vanishes if not."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
