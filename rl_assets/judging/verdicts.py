@@ -67,8 +67,9 @@ class Opinion:
 def rank_members(group: Group, opinions: Mapping[str, Opinion], *, noise: float) -> Ranking:
     """The ranking of a group from one opinion per member, by trajectory id.
 
-    It is not trainable if the group is not, or, as `no_spread`, if best and worst differ by less than `noise` (in score)
-    or not at all. Raises MalformedInput if a member lacks its opinion, a stranger has one, or a score is not in [0, 1].
+    It is not trainable if the group is not, or, as `no_spread`, if best and worst differ by less than `noise` (in
+    score) or not at all. Raises MalformedInput if a member lacks its opinion, a stranger has one, or a score is not in
+    [0, 1].
     """
     astray = sorted(set(group.trajectory_ids) ^ opinions.keys())
     if astray:

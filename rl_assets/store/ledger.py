@@ -1,0 +1,312 @@
+"""The ledger: which judged episodes wait for training, which batch has claimed them, and how far each batch has come.
+
+What waits of a window follows from two things alone: the newest judgement of each of its groups, and which episodes
+are claimed. Writers come one after another (`LOCK`), each in one transaction; readers never wait.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, LiteralString
+
+import psycopg
+from psycopg.rows import class_row
+from psycopg.types.json import Jsonb
+
+from rl_assets.episodes import digest
+from rl_assets.errors import DatabaseError, LedgerConflict
+from rl_assets.judging import JudgementSet
+from rl_assets.store.mirror import mirror_judgements, mirror_training
+from rl_assets.store.offers import oldest, refill, waiting_ids
+from rl_assets.training.manifest import Manifest, ManifestGroup
+
+LOCK = 0x726C_0002
+"""Advisory lock that writers of the ledger hold until they commit."""
+LOCK_SECONDS = 120
+
+IN_FLIGHT = ("reserved", "training", "unknown", "trained", "evaluated")
+"""States of which a model line has one batch at a time (the index `batches_in_flight` sees to it)."""
+
+NEXT = {
+    "reserved": ("training", "failed", "freed"),
+    "training": ("trained", "failed", "unknown"),
+    "unknown": ("trained", "failed"),
+    "failed": ("reserved", "freed"),
+    "trained": ("evaluated",),
+    "evaluated": ("promoted", "rejected"),
+    "promoted": (),
+    "rejected": (),
+    "freed": (),
+}
+"""Where a batch may go from each state. What is trained is consumed: its episodes are never given back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """What waits of a model line, as played by one step of it.
+
+    fresh: episodes that may be claimed now, in trainable_groups. waiting_groups: groups without a judge's verdict.
+    claimed: episodes in batches that were not freed. in_flight_batch: the batch that is not at its end yet.
+    """
+
+    fresh: int
+    trainable_groups: int
+    waiting_groups: int
+    claimed: int
+    in_flight_batch: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A claim and what became of it. manifest: JSON of `rl_assets.training.manifest.Manifest`. attempt: from 1."""
+
+    id: str
+    model_line: str
+    base_step: int
+    state: str
+    attempt: int
+    episodes: int
+    groups: int
+    manifest: dict[str, Any]
+    forced_by: str | None
+    run_id: str | None
+    error: str | None
+    result: dict[str, Any] | None
+    created_at: datetime
+    updated_at: datetime
+
+
+def record_judgements(conn: psycopg.Connection, judgement: JudgementSet) -> int:
+    """Append a judgement set, put its trainable groups in the queue and show its scores in Babylon's tables.
+
+    What waited of the window and is not claimed is replaced; what is claimed stays as it is. A group that the set has
+    no verdict on keeps an earlier one. Returns how many episodes wait now that did not wait before. Recording a set
+    again changes nothing but the times of its scores.
+    """
+    window = judgement.window_id
+    learnable = [group for group in judgement.groups if group.step is not None]
+    with _writing(conn):
+        conn.execute(
+            """INSERT INTO rl_assets.judgement_sets (id, window_id, judge, judge_version, body)
+               VALUES (%s, %s, %s, %s, %s) ON CONFLICT (id) DO NOTHING""",
+            [judgement.id, window, judgement.judge, judgement.judge_version, Jsonb(judgement.to_json())],
+        )
+        conn.execute(
+            "DELETE FROM rl_assets.groups WHERE window_id = %s AND group_id <> ALL(%s)",
+            [window, [group.group_id for group in learnable]],
+        )
+        conn.cursor().executemany(
+            """INSERT INTO rl_assets.groups (group_id, window_id, model_line, step, members, judged_in)
+               VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT (group_id) DO UPDATE
+               SET window_id = excluded.window_id, judged_in = coalesce(excluded.judged_in, groups.judged_in)""",
+            [
+                (
+                    group.group_id,
+                    window,
+                    group.policy,
+                    group.step,
+                    len(group.trajectory_ids),
+                    None if group.group_id in judgement.waiting else judgement.id,
+                )
+                for group in learnable
+            ],
+        )
+        before = waiting_ids(conn, window)
+        refill(conn, window)
+        after = waiting_ids(conn, window)
+        mirror_judgements(conn, judgement)
+    return len(after - before)
+
+
+def readiness(conn: psycopg.Connection, model_line: str, step: int | None) -> Readiness:
+    """What waits for the next training on top of `step`; nothing does where there is no step yet."""
+    fresh, groups = _row(
+        conn,
+        """SELECT coalesce(sum(members), 0), count(*) FROM rl_assets.offers
+           WHERE model_line = %s AND step = %s AND batch_id IS NULL""",
+        [model_line, step],
+    )
+    (waiting,) = _row(
+        conn,
+        "SELECT count(*) FROM rl_assets.groups WHERE model_line = %s AND step = %s AND judged_in IS NULL",
+        [model_line, step],
+    )
+    (claimed,) = _row(
+        conn,
+        "SELECT coalesce(sum(episodes), 0) FROM rl_assets.batches WHERE model_line = %s AND state <> 'freed'",
+        [model_line],
+    )
+    in_flight = batches(conn, model_line=model_line, states=IN_FLIGHT, limit=1)
+    return Readiness(int(fresh), groups, waiting, int(claimed), in_flight[0].id if in_flight else None)
+
+
+def claim_batch(
+    conn: psycopg.Connection, *, model_line: str, base_step: int, minimum: int, forced_by: str | None
+) -> Batch | None:
+    """Claim whole groups, oldest window first, until they hold `minimum` episodes; all that wait, if it is forced.
+
+    Returns None, and claims nothing, if fewer wait or a batch of the line is in flight; if `forced_by` says who wants
+    one all the same, fewer will do, and LedgerConflict is raised where there is nothing to claim.
+    """
+    with _writing(conn):
+        in_flight = batches(conn, model_line=model_line, states=IN_FLIGHT, limit=1)
+        offers = [] if in_flight else oldest(conn, model_line, base_step, minimum)
+        found = sum(len(ids) for _, _, _, _, ids, _ in offers)
+        if not offers or (found < minimum and forced_by is None):
+            if forced_by is None:
+                return None
+            raise LedgerConflict(
+                f"{in_flight[0].id} of {model_line} is {in_flight[0].state}; wait for its end, one is trained at a time"
+                if in_flight
+                else f"no fresh episode of {model_line} step {base_step} waits; play and judge some before forcing"
+            )
+        groups = tuple(ManifestGroup(group, tuple(ids), tuple(rewards)) for _, _, _, group, ids, rewards in offers)
+        manifest = Manifest(
+            batch_id=_free_name(conn, [model_line, base_step, [[g.group_id, g.rewards] for g in groups]]),
+            model_line=model_line,
+            base_step=base_step,
+            judgement_sets=tuple(sorted({judgement_set for _, _, judgement_set, _, _, _ in offers})),
+            windows=tuple(sorted({window for _, window, _, _, _, _ in offers})),
+            groups=groups,
+        )
+        conn.execute(
+            """INSERT INTO rl_assets.batches (id, model_line, base_step, state, episodes, groups, manifest, forced_by)
+               VALUES (%s, %s, %s, 'reserved', %s, %s, %s, %s)""",
+            [manifest.batch_id, model_line, base_step, found, len(groups), Jsonb(manifest.to_json()), forced_by],
+        )
+        conn.execute(
+            "UPDATE rl_assets.offers SET batch_id = %s WHERE id = ANY(%s)",
+            [manifest.batch_id, [offer for offer, *_ in offers]],
+        )
+        _note(conn, manifest.batch_id, None, "reserved", 1, None, None)
+        return get_batch(conn, manifest.batch_id)
+
+
+def get_batch(conn: psycopg.Connection, batch_id: str) -> Batch:
+    """Raises LedgerConflict if there is no such batch."""
+    with conn.cursor(row_factory=class_row(Batch)) as cursor:
+        batch = cursor.execute("SELECT * FROM rl_assets.batches WHERE id = %s", [batch_id]).fetchone()
+    if batch is None:
+        raise LedgerConflict(f"the ledger has no batch {batch_id!r}; a batch is made by claiming one")
+    return batch
+
+
+def batches(
+    conn: psycopg.Connection, *, model_line: str, states: Sequence[str] | None = None, limit: int = 100
+) -> list[Batch]:
+    """Batches of a model line, newest first, of all states or of those given."""
+    with conn.cursor(row_factory=class_row(Batch)) as cursor:
+        return cursor.execute(
+            """SELECT * FROM rl_assets.batches WHERE model_line = %s AND state = ANY(%s)
+               ORDER BY created_at DESC, id LIMIT %s""",
+            [model_line, list(states if states is not None else NEXT), limit],
+        ).fetchall()
+
+
+def claimed_ids(conn: psycopg.Connection, batch_id: str) -> list[str]:
+    """Ids of the episodes that a batch holds; none once it is freed."""
+    rows = conn.execute(
+        """SELECT e.trajectory_id FROM rl_assets.offers AS o JOIN rl_assets.offered_episodes AS e ON e.offer_id = o.id
+           WHERE o.batch_id = %s ORDER BY 1""",
+        [batch_id],
+    ).fetchall()
+    return [identity for (identity,) in rows]
+
+
+def advance_batch(
+    conn: psycopg.Connection,
+    batch_id: str,
+    state: str,
+    *,
+    run_id: str | None = None,
+    error: str | None = None,
+    result: dict[str, Any] | None = None,
+) -> Batch:
+    """Move a batch to another state, with what belongs to it, in one transaction; returns it as it is then.
+
+    A batch that is in the state already stays as it is. From `failed` to `reserved` begins the next attempt; `freed`
+    gives the episodes back, as the newest judgement sees them; `trained` marks them as used in Babylon's tables.
+    Raises LedgerConflict if there is no such batch or it may not go there.
+    """
+    with _writing(conn):
+        before = get_batch(conn, batch_id)
+        if before.state == state:
+            return before
+        if state not in NEXT[before.state]:
+            possible = " or ".join(NEXT[before.state])
+            raise LedgerConflict(
+                f"{batch_id} is {before.state} and cannot become {state}; "
+                + (f"from there it becomes {possible}" if possible else "that is its end, claim another batch")
+            )
+        others = batches(conn, model_line=before.model_line, states=IN_FLIGHT, limit=1)
+        if state == "reserved" and others:
+            raise LedgerConflict(
+                f"{batch_id} cannot be tried again while {others[0].id} is {others[0].state}; wait for its end"
+            )
+        attempt = before.attempt + (state == "reserved")
+        if state == "trained":
+            mirror_training(conn, Manifest.from_json(before.manifest))
+        conn.execute(
+            """UPDATE rl_assets.batches SET state = %s, attempt = %s, run_id = coalesce(%s, run_id), error = %s,
+                      result = coalesce(%s, result), updated_at = clock_timestamp() WHERE id = %s""",
+            [state, attempt, run_id or None, error, None if result is None else Jsonb(result), batch_id],
+        )
+        _note(conn, batch_id, before.state, state, attempt, run_id or None, error)
+        if state == "freed":
+            conn.execute("UPDATE rl_assets.offers SET batch_id = NULL WHERE batch_id = %s", [batch_id])
+            for window in Manifest.from_json(before.manifest).windows:
+                refill(conn, window)
+        return get_batch(conn, batch_id)
+
+
+def _free_name(conn: psycopg.Connection, content: object) -> str:
+    """A batch's name: a hash of its content, and of how often that very content was claimed and freed before."""
+    for earlier in range(1_000_000):
+        name = f"batch-{digest([content, earlier])[:16]}"
+        if conn.execute("SELECT FROM rl_assets.batches WHERE id = %s", [name]).fetchone() is None:
+            return name
+    raise LedgerConflict("these episodes were claimed and freed a million times; find out why before claiming again")
+
+
+def _note(
+    conn: psycopg.Connection,
+    batch_id: str,
+    from_state: str | None,
+    to_state: str,
+    attempt: int,
+    run_id: str | None,
+    error: str | None,
+) -> None:
+    conn.execute(
+        """INSERT INTO rl_assets.batch_events (batch_id, from_state, to_state, attempt, run_id, error)
+           VALUES (%s, %s, %s, %s, %s, %s)""",
+        [batch_id, from_state, to_state, attempt, run_id, error],
+    )
+
+
+@contextmanager
+def _writing(conn: psycopg.Connection) -> Iterator[None]:
+    """A transaction, once no other writer of the ledger is in one.
+
+    Raises DatabaseError if one takes longer than a writer may.
+    """
+    with conn.transaction():
+        (timeout,) = _row(conn, "SELECT set_config('lock_timeout', %s, true)", [f"{LOCK_SECONDS}s"])
+        try:
+            conn.execute("SELECT pg_advisory_xact_lock(%s)", [LOCK])
+        except psycopg.errors.LockNotAvailable as error:
+            raise DatabaseError(
+                f"another process has been writing to the ledger for {timeout}; look for a session of rl-assets that "
+                "hangs in pg_stat_activity"
+            ) from error
+        yield
+
+
+def _row(conn: psycopg.Connection, query: LiteralString, parameters: Sequence[object]) -> tuple[Any, ...]:
+    row = conn.execute(query, parameters).fetchone()
+    if row is None:
+        raise LedgerConflict("a row of the ledger is gone; restore schema rl_assets from a backup")
+    return row

@@ -1,0 +1,113 @@
+"""What Babylon's own tables say of judging and training: scores, which episodes were used, and batches.
+
+Each function is one part of a transaction of the ledger. Times are set by hand: Babylon's columns have no zone.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+
+import psycopg
+
+from rl_assets.judging import JudgementSet, Ranking
+from rl_assets.store.record import naive
+from rl_assets.training.manifest import Manifest
+
+
+def mirror_judgements(conn: psycopg.Connection, judgement: JudgementSet) -> None:
+    """Write each verdict to `reward_judgments`, in place of an earlier one, and to its trajectory.
+
+    `updatedAt` becomes `judgedAt`, by which a reader of changes knows that the row is otherwise what it was.
+    """
+    rows = [row for ranking in judgement.rankings for row in _rows(ranking)]
+    if not rows:
+        return
+    columns = [list(column) for column in zip(*rows, strict=True)]
+    ids, groups, scores, ranks, normalised, reasons, components = columns
+    criteria = json.dumps(judgement.criteria, sort_keys=True)
+    now = naive(datetime.now(UTC))
+    conn.execute(
+        """INSERT INTO reward_judgments ("id", "trajectoryId", "judgeModel", "judgeVersion", "overallScore",
+               "componentScoresJson", "rank", "normalizedScore", "groupId", "reasoning", "criteriaJson", "judgedAt")
+           SELECT 'judgement-' || v.id, v.id, %s, %s, v.score, v.components, v.rank, v.normalised, v.group_id,
+                  v.reason, %s, %s
+           FROM unnest(%s::text[], %s::text[], %s::float8[], %s::int[], %s::float8[], %s::text[], %s::text[])
+                AS v (id, group_id, score, rank, normalised, reason, components)
+           JOIN trajectories AS t ON t."trajectoryId" = v.id
+           ON CONFLICT ("trajectoryId") DO UPDATE SET "judgeModel" = excluded."judgeModel",
+               "judgeVersion" = excluded."judgeVersion", "overallScore" = excluded."overallScore",
+               "componentScoresJson" = excluded."componentScoresJson", "rank" = excluded."rank",
+               "normalizedScore" = excluded."normalizedScore", "groupId" = excluded."groupId",
+               "reasoning" = excluded."reasoning", "criteriaJson" = excluded."criteriaJson",
+               "judgedAt" = excluded."judgedAt" """,
+        [
+            judgement.judge,
+            judgement.judge_version,
+            criteria,
+            now,
+            ids,
+            groups,
+            scores,
+            ranks,
+            normalised,
+            reasons,
+            components,
+        ],
+    )
+    conn.execute(
+        """UPDATE trajectories SET "aiJudgeReward" = v.score, "aiJudgeReasoning" = v.reason, "judgedAt" = %s,
+                  "updatedAt" = %s
+           FROM unnest(%s::text[], %s::float8[], %s::text[]) AS v (id, score, reason) WHERE "trajectoryId" = v.id""",
+        [now, now, ids, scores, reasons],
+    )
+
+
+def mirror_training(conn: psycopg.Connection, manifest: Manifest) -> None:
+    """Mark exactly the manifest's episodes as used, and add its row of `training_batches`, completed.
+
+    The row is never there in another state: a worker of Babylon would train what it finds pending.
+    """
+    ids = list(manifest.trajectory_ids)
+    now = naive(datetime.now(UTC))
+    conn.execute(
+        """UPDATE trajectories SET "usedInTraining" = true, "trainedInBatch" = %s, "updatedAt" = %s
+           WHERE "trajectoryId" = ANY(%s)""",
+        [manifest.batch_id, now, ids],
+    )
+    groups = [{"groupId": g.group_id, "trajectoryIds": g.trajectory_ids, "rewards": g.rewards} for g in manifest.groups]
+    conn.execute(
+        """INSERT INTO training_batches ("id", "batchId", "scenarioId", "baseModel", "modelVersion", "trajectoryIds",
+               "rankingsJson", "rewardsJson", "status", "createdAt", "startedAt", "completedAt")
+           SELECT b.id, b.id, %s, %s, coalesce(m.version, 'unregistered'), %s, %s, %s, 'completed',
+                  b.created_at AT TIME ZONE 'UTC', b.updated_at AT TIME ZONE 'UTC', %s
+           FROM rl_assets.batches AS b LEFT JOIN rl_assets.models AS m ON m.batch_id = b.id WHERE b.id = %s
+           ON CONFLICT ("batchId") DO NOTHING""",
+        [
+            manifest.windows[0] if len(manifest.windows) == 1 else manifest.batch_id,
+            f"{manifest.model_line}@{manifest.base_step}",
+            json.dumps(ids),
+            json.dumps(groups),
+            json.dumps([reward for group in manifest.groups for reward in group.rewards]),
+            now,
+            manifest.batch_id,
+        ],
+    )
+
+
+def _rows(ranking: Ranking) -> list[tuple]:
+    if not ranking.verdicts:
+        return []
+    best, worst = ranking.verdicts[0].score, ranking.verdicts[-1].score
+    return [
+        (
+            verdict.trajectory_id,
+            ranking.group_id,
+            verdict.score,
+            verdict.rank,
+            (verdict.score - worst) / (best - worst) if best > worst else None,
+            verdict.explanation,
+            json.dumps(verdict.components, sort_keys=True),
+        )
+        for verdict in ranking.verdicts
+    ]

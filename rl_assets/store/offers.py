@@ -1,0 +1,92 @@
+"""Offers: judged groups that wait to be claimed. Each function is one part of a transaction of the ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import psycopg
+
+from rl_assets.grouping import group_id
+
+
+def refill(conn: psycopg.Connection, window_id: str) -> None:
+    """Make the unclaimed offers of a window anew, from its groups' newest judgements and from what is not claimed."""
+    conn.execute("DELETE FROM rl_assets.offers WHERE window_id = %s AND batch_id IS NULL", [window_id])
+    judged = conn.execute(
+        "SELECT group_id, judged_in FROM rl_assets.groups WHERE window_id = %s AND judged_in IS NOT NULL ORDER BY 1",
+        [window_id],
+    ).fetchall()
+    offers = list(_trainable(conn, judged))
+    free = _free(conn, [identity for *_, rewards in offers for identity in rewards])
+    rows = []
+    for judgement_set, group, rewards in offers:
+        kept = {identity: reward for identity, reward in rewards.items() if identity in free}
+        free -= kept.keys()
+        if len(set(kept.values())) < 2:
+            continue  # what is left of the group is one episode, or all do equally well
+        whole = len(kept) == len(rewards)
+        name = group["group_id"] if whole else group_id(group["kind"], group["key"], kept)
+        ids, scores = list(kept), list(kept.values())
+        line, step = group["policy"], group["step"]
+        rows.append((line, step, window_id, name, judgement_set, len(ids), ids, scores, ids))
+    conn.cursor().executemany(
+        """WITH offer AS (
+             INSERT INTO rl_assets.offers
+               (model_line, step, window_id, group_id, judgement_set, members, trajectory_ids, rewards)
+             VALUES (%s, %s, %s, %s, %s, %s, %s, %s) RETURNING id)
+           INSERT INTO rl_assets.offered_episodes (offer_id, trajectory_id) SELECT id, unnest(%s::text[]) FROM offer""",
+        rows,
+    )
+
+
+def waiting_ids(conn: psycopg.Connection, window_id: str) -> set[str]:
+    """Episodes of a window that may be claimed."""
+    rows = conn.execute(
+        "SELECT unnest(trajectory_ids) FROM rl_assets.offers WHERE window_id = %s AND batch_id IS NULL", [window_id]
+    ).fetchall()
+    return {identity for (identity,) in rows}
+
+
+def oldest(conn: psycopg.Connection, model_line: str, step: int, minimum: int) -> list[tuple]:
+    """(id, window, judgement set, group, trajectory ids, rewards) of offers, oldest first, until `minimum` members."""
+    return conn.execute(
+        """SELECT id, window_id, judgement_set, group_id, trajectory_ids, rewards FROM (
+             SELECT *, sum(members) OVER (ORDER BY window_id, group_id, id) - members AS before
+             FROM rl_assets.offers WHERE model_line = %s AND step = %s AND batch_id IS NULL) AS waiting
+           WHERE before < %s ORDER BY window_id, group_id, id""",
+        [model_line, step, minimum],
+    ).fetchall()
+
+
+def _trainable(
+    conn: psycopg.Connection, judged: Sequence[tuple[str, str]]
+) -> Iterator[tuple[str, dict[str, Any], dict[str, float]]]:
+    """Of groups and the sets that judge them, those to train on: set, group and reward by trajectory id."""
+    bodies = {}
+    for _, judgement_set in judged:
+        if judgement_set not in bodies:
+            bodies[judgement_set] = _body(conn, judgement_set)
+    for name, judgement_set in judged:
+        group, ranking = bodies[judgement_set][name]
+        if ranking["trainable"]:
+            score = {verdict["trajectory_id"]: verdict["score"] for verdict in ranking["verdicts"]}
+            yield judgement_set, group, {identity: score[identity] for identity in group["trajectory_ids"]}
+
+
+def _body(conn: psycopg.Connection, judgement_set: str) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+    """Group and ranking, by group id."""
+    rows = conn.execute("SELECT body FROM rl_assets.judgement_sets WHERE id = %s", [judgement_set]).fetchall()
+    ((body,),) = rows
+    groups = {group["group_id"]: group for group in body["groups"]}
+    return {ranking["group_id"]: (groups[ranking["group_id"]], ranking) for ranking in body["rankings"]}
+
+
+def _free(conn: psycopg.Connection, ids: list[str]) -> set[str]:
+    """Those that are recorded, that no training of anybody has used, and that are in no offer."""
+    rows = conn.execute(
+        """SELECT "trajectoryId" FROM trajectories AS t WHERE "trajectoryId" = ANY(%s) AND NOT "usedInTraining"
+           AND NOT EXISTS (SELECT FROM rl_assets.offered_episodes AS e WHERE e.trajectory_id = t."trajectoryId")""",
+        [ids],
+    ).fetchall()
+    return {identity for (identity,) in rows}
