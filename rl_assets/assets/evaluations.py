@@ -1,5 +1,6 @@
 """Benchmark evaluations: candidate, champion and reference agents on the same gate snapshots, paired."""
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -64,6 +65,7 @@ def benchmark_evaluations(
     from rl_assets.registry.decisions import latest_evaluation, look_number, record_evaluation
     from rl_assets.registry.evaluate import decide, play_gate
     from rl_assets.registry.models import champion_step, get_model, model_of_batch, playable
+    from rl_assets.reports.plots import paired_gate
     from rl_assets.store.lake import write_episodes_parquet
     from rl_assets.store.ledger import advance_batch, get_batch
     from rl_assets.store.snapshots import list_snapshots
@@ -129,8 +131,15 @@ def benchmark_evaluations(
             "siblings": decision.siblings,
             "conditions": table(_conditions(decision)),
             "file": dg.MetadataValue.path(path),
-            **_standings(episodes, {snapshot.id: snapshot.day for snapshot, _ in worlds}),
-            **_differences(decision),
+            "paired_differences": picture(
+                paired_gate(
+                    dict(zip(decision.days, decision.day_effects, strict=True)),
+                    decision.lower,
+                    decision.minimum_effect,
+                    decision.effect,
+                )
+            ),
+            **_policies(episodes),
         },
         check_results=[
             dg.AssetCheckResult(
@@ -170,38 +179,26 @@ def _conditions(d: "Decision") -> list[dict[str, Any]]:
     return [{"per_episode": what, "candidate": value, "must_be": limit, "holds": ok} for what, value, limit, ok in rows]
 
 
-def _standings(episodes: list["Episode"], days: dict[str, int]) -> dict[str, Any]:
-    """Every policy's means, its interval over market days, and its skill."""
-    from rl_assets.registry.evaluate import standings
+def _policies(episodes: list["Episode"]) -> dict[str, Any]:
+    """Every policy's means and skill, with a 95 % interval over market days."""
     from rl_assets.reports.plots import pnl_by_policy
+    from rl_assets.reports.summary import summarise
 
-    rows = standings(episodes, days)
-    shown = {row.policy: (row.means.expected_pnl, row.low, row.high) for row in rows if row.low is not None}
-    return {
-        "policies": table(
-            [
-                {
-                    "policy": row.policy,
-                    "expected_pnl": round(row.means.expected_pnl, 3),
-                    "low": row.low,
-                    "high": row.high,
-                    "skill": row.skill,
-                    "realised_pnl": round(row.means.realised_pnl, 3),
-                    "max_drawdown": round(row.means.max_drawdown, 3),
-                    "breaches": row.means.breaches,
-                    "trades": row.means.trades,
-                }
-                for row in rows
-            ]
-        ),
-        **({"pnl_by_policy": picture(pnl_by_policy(shown))} if shown else {}),
-    }
-
-
-def _differences(decision: "Decision") -> dict[str, Any]:
-    from rl_assets.reports.plots import paired_gate
-
-    if decision.lower is None:
-        return {}
-    by_day = dict(zip(decision.days, decision.day_effects, strict=True))
-    return {"paired_gate": picture(paired_gate(by_day, decision.lower, decision.minimum_effect, decision.effect))}
+    rows, shown = [], {}
+    for row in summarise(episodes):
+        assert row.expected is not None  # a benchmark episode has an expected PnL
+        low, high = (None if math.isnan(x) else round(x, 3) for x in (row.expected.low, row.expected.high))
+        shown[str(row.policy)] = (row.expected.mean, low, high)
+        rows.append(
+            {
+                "policy": str(row.policy),
+                "expected_pnl": round(row.expected.mean, 3),
+                "low": low,
+                "high": high,
+                "skill": row.skill,
+                "max_drawdown": row.max_drawdown,
+                "breaches": row.breaches,
+                "trades": row.trades,
+            }
+        )
+    return {"policies": table(rows), "pnl_by_policy": picture(pnl_by_policy(shown))}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import fields
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,14 +12,13 @@ import numpy as np
 from rl_assets.agents.runner import Assignment, ReferenceAgent, World, play
 from rl_assets.episodes import Episode, Policy
 from rl_assets.errors import MalformedInput
-from rl_assets.registry.gate import Decision, Gate, Means, Play, compare, daily, lower_bound
+from rl_assets.registry.gate import Decision, Gate, Play, compare
 
 if TYPE_CHECKING:
     from rl_assets.registry.models import LiveModel
 
-WORST, BEST = "hold", "oracle"
-"""Reference agents at which skill is 0 and 1."""
-REFERENCES = (WORST, "random", "momentum", "news_follower", BEST)
+REFERENCES = ("hold", "random", "momentum", "news_follower", "oracle")
+"""Reference agents that play the gate as well, so that its results can be told as skill."""
 
 
 def play_gate(
@@ -78,32 +77,6 @@ def play_of(episodes: Sequence[Episode], policy: Policy, snapshots: Sequence[str
     return Play(**{f.name: np.array([[getattr(e, f.name) for e in row] for row in table], float) for f in fields(Play)})
 
 
-@dataclass(frozen=True)
-class Standing:
-    """A policy on the gate. low, high: interval of its expected PnL over market days, in dollars per episode; None if
-    the days are too few. skill: 0 is holding and 1 is knowing everything; None where these two are worth the same."""
-
-    policy: str
-    means: Means
-    low: float | None
-    high: float | None
-    skill: float | None
-
-
-def standings(episodes: Sequence[Episode], days: Mapping[str, int], *, alpha: float = 0.05) -> list[Standing]:
-    """Every policy that has played, in the order of play. days: the market day of each snapshot, by its id. alpha: how
-    often each end of an interval is missed. Raises MalformedInput where the reference agents are not among them."""
-    plays = {policy: play_of(episodes, policy, list(days)) for policy in dict.fromkeys(e.policy for e in episodes)}
-    worth = {policy.name: played.means().expected_pnl for policy, played in plays.items() if policy.step is None}
-    lacking = [name for name in (WORST, BEST) if name not in worth]
-    if lacking:
-        raise MalformedInput(f"{lacking[0]} has not played the gate, and skill is measured against it; play it again")
-    hold, oracle = worth[WORST], worth[BEST]
-    found = []
-    for policy, played in plays.items():
-        by_day = daily(np.array(list(days.values())), played.expected_pnl.mean(axis=1))
-        low, high = lower_bound(by_day, alpha), lower_bound(-by_day, alpha)
-        means = played.means()
-        skill = None if oracle == hold else (means.expected_pnl - hold) / (oracle - hold)
-        found.append(Standing(str(policy), means, low, None if high is None else -high, skill))
-    return found
+def skill(expected_pnl: float, hold: float, oracle: float) -> float | None:
+    """Where between holding (0) and knowing everything (1) a policy stands; None where the two are worth the same."""
+    return None if oracle == hold else (expected_pnl - hold) / (oracle - hold)
