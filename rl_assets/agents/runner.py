@@ -32,7 +32,9 @@ class Agent(Protocol):
     """Whoever can play. `sit` starts episodes in the given rows; `seeds` holds one entropy tuple per row."""
 
     policy: Policy
-    sampling: Sampling | None
+
+    @property
+    def sampling(self) -> Sampling | None: ...
 
     def sit(self, engine: Engine, rows: np.ndarray, truths: list[Truth], seeds: list[tuple[int, ...]]) -> Table: ...
 
