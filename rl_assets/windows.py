@@ -57,9 +57,14 @@ def _held(group: Group, group_size: int) -> Group:
 class State(Protocol):
     """What the database says of a window: how many rows it has and when one last changed."""
 
-    window_id: str
-    rows: int
-    newest_updated_at: datetime
+    @property
+    def window_id(self) -> str: ...
+
+    @property
+    def rows(self) -> int: ...
+
+    @property
+    def newest_updated_at(self) -> datetime: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +97,9 @@ class Watch:
         return cls(since, value["seen"], tuple(value["unsettled"]))
 
 
-def plan(watch: Watch, states: Sequence[State], busy: Set[str], now: datetime, most: int) -> tuple[dict[str, str], Watch]:
+def plan(
+    watch: Watch, states: Sequence[State], busy: Set[str], now: datetime, most: int
+) -> tuple[dict[str, str], Watch]:
     """Which windows to take now, oldest first, each with a key that is new for a new content; and what to remember.
 
     A window is taken when its rows moved since it was last taken, or when it has settled since. One that is `busy`

@@ -23,8 +23,13 @@ class Seen:
 
 def group(kind: str, size: int) -> Group:
     return Group(
-        group_id="g", kind=kind, key="k", window_id="2026-11-23T12:00", trajectory_ids=tuple(map(str, range(size))),
-        trainable=True, reason=None,
+        group_id="g",
+        kind=kind,
+        key="k",
+        window_id="2026-11-23T12:00",
+        trajectory_ids=tuple(map(str, range(size))),
+        trainable=True,
+        reason=None,
     )
 
 

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import dagster as dg
 
@@ -9,6 +10,12 @@ from rl_assets.assets.groups import read_groups
 from rl_assets.assets.shown import OWNERS, columns, picture, plainly, required, table
 from rl_assets.automation.partitions import HOURS
 from rl_assets.resources import Database, Judge, Lake
+
+if TYPE_CHECKING:
+    from rl_assets.judging import JudgementSet
+
+if TYPE_CHECKING:
+    from rl_assets.judging import JudgementSet
 
 
 @dg.asset(
@@ -26,7 +33,7 @@ from rl_assets.resources import Database, Judge, Lake
             "scores_are_whole",
             asset="judged_rankings",
             blocking=True,
-            description="Each member of each group has exactly one finite score in [0, 1].",
+            description="Each member of each group that is judged has exactly one finite score in [0, 1].",
         ),
         dg.AssetCheckSpec(
             "judge_repeats_itself",
@@ -52,8 +59,8 @@ def judged_rankings(
 ) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult]:
     from rl_assets.judging import JudgementSet
     from rl_assets.reports.plots import reward_histogram
-    from rl_assets.store.ledger import record_judgements
     from rl_assets.store.lake import read_episodes_parquet, write_table
+    from rl_assets.store.ledger import record_judgements
 
     ranker = judge.build()
     incomplete, unstable, sets, by_policy = [], [], {}, {}
@@ -78,10 +85,16 @@ def judged_rankings(
                 for verdict in ranking.verdicts:
                     policy = str(episodes[verdict.trajectory_id].policy)
                     by_policy.setdefault(policy, []).append(verdict.score)
-    yield dg.AssetCheckResult(check_name="scores_are_whole", passed=not incomplete, metadata={"faults": table(incomplete)})
-    yield dg.AssetCheckResult(check_name="judge_repeats_itself", passed=not unstable, metadata={"sets": table(unstable)})
+    yield dg.AssetCheckResult(
+        check_name="scores_are_whole", passed=not incomplete, metadata={"faults": table(incomplete)}
+    )
+    yield dg.AssetCheckResult(
+        check_name="judge_repeats_itself", passed=not unstable, metadata={"sets": table(unstable)}
+    )
     if incomplete or unstable:
-        raise dg.Failure("nothing was recorded: the judge is not whole or not repeatable; see the checks", allow_retries=False)
+        raise dg.Failure(
+            "nothing was recorded: the judge is not whole or not repeatable; see the checks", allow_retries=False
+        )
     with plainly(), database.connect() as conn:
         for window, judgement in sets.items():
             file = lake.window(window) / "rankings.parquet"
@@ -103,3 +116,75 @@ def judged_rankings(
             )
     shown = {"scores_by_policy": picture(reward_histogram(by_policy))} if by_policy else {}
     yield dg.MaterializeResult(metadata={"windows_in_run": len(context.partition_keys), **shown})
+
+
+def _rows(judgement: "JudgementSet") -> list[dict]:
+    """One row per member; without a score where its group could not be judged."""
+    groups = {group.group_id: group for group in judgement.groups}
+    rows = []
+    for ranking in judgement.rankings:
+        said = {verdict.trajectory_id: verdict for verdict in ranking.verdicts}
+        for member in groups[ranking.group_id].trajectory_ids:
+            verdict = said.get(member)
+            rows.append(
+                {
+                    "group_id": ranking.group_id,
+                    "trajectory_id": member,
+                    "score": verdict and verdict.score,
+                    "rank": verdict and verdict.rank,
+                    "explanation": verdict and verdict.explanation,
+                    "trainable": ranking.trainable,
+                    "reason": ranking.reason,
+                }
+            )
+    return rows
+
+
+def _incomplete(judgement: "JudgementSet") -> list[dict]:
+    """Groups that are judged, yet not with exactly one finite score in [0, 1] for each member."""
+    members = {group.group_id: sorted(group.trajectory_ids) for group in judgement.groups}
+    return [
+        {"window": judgement.window_id, "group": ranking.group_id}
+        for ranking in judgement.rankings
+        if (ranking.verdicts or ranking.trainable)
+        and (
+            sorted(verdict.trajectory_id for verdict in ranking.verdicts) != members[ranking.group_id]
+            or not all(0.0 <= verdict.score <= 1.0 for verdict in ranking.verdicts)
+        )
+    ]
+
+
+def _incomplete(judgement: "JudgementSet") -> list[dict]:
+    """Groups whose verdicts are not one finite score in [0, 1] per member. A group that nobody judged has none."""
+    members = {group.group_id: sorted(group.trajectory_ids) for group in judgement.groups}
+    return [
+        {"window": judgement.window_id, "group": ranking.group_id, "members": len(members[ranking.group_id])}
+        for ranking in judgement.rankings
+        if (ranking.verdicts or ranking.trainable)
+        and (
+            sorted(verdict.trajectory_id for verdict in ranking.verdicts) != members[ranking.group_id]
+            or not all(math.isfinite(v.score) and 0.0 <= v.score <= 1.0 for v in ranking.verdicts)
+        )
+    ]
+
+
+def _rows(judgement: "JudgementSet") -> list[dict]:
+    """One row per member, best first within its group; without score where its group was not judged."""
+    groups = {group.group_id: group for group in judgement.groups}
+    rows = []
+    for ranking in judgement.rankings:
+        judged = {verdict.trajectory_id: verdict for verdict in ranking.verdicts}
+        for member in judged or sorted(groups[ranking.group_id].trajectory_ids):
+            verdict = judged.get(member)
+            rows.append(
+                {
+                    "group_id": ranking.group_id,
+                    "trajectory_id": member,
+                    "score": verdict.score if verdict else None,
+                    "rank": verdict.rank if verdict else None,
+                    "explanation": verdict.explanation if verdict else None,
+                    "trainable": ranking.trainable,
+                    "reason": ranking.reason,
+                }
+            )
+    return rows

@@ -23,7 +23,7 @@ from rl_assets.store.mirror import mirror_judgements, mirror_training
 from rl_assets.store.offers import oldest, refill, waiting_ids
 from rl_assets.training.manifest import Manifest, ManifestGroup
 
-LOCK = 0x726C_0002
+LOCK = 0x726C_0003
 """Advisory lock that writers of the ledger hold until they commit."""
 LOCK_SECONDS = 120
 

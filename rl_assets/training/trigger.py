@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rl_assets.registry.models import champion_step
-from rl_assets.store.ledger import Batch, advance_batch, batches, claim_batch, get_batch, readiness
+from rl_assets.store.ledger import IN_FLIGHT, Batch, advance_batch, batches, claim_batch, get_batch, readiness
 
 if TYPE_CHECKING:
     import psycopg
@@ -45,7 +45,7 @@ def look(conn: psycopg.Connection, *, model_line: str, minimum: int, runs_of: Ca
 
     One batch of a line is in flight at a time. `runs_of` gives the runs of a batch; it is called at most once.
     """
-    in_flight = batches(conn, model_line=model_line, states=("reserved", "training", "trained", "evaluated", "unknown"), limit=1)
+    in_flight = batches(conn, model_line=model_line, states=IN_FLIGHT, limit=1)
     if in_flight:
         return _resume(conn, in_flight[0], runs_of(in_flight[0].id))
     failed = [b for b in batches(conn, model_line=model_line, states=("failed",), limit=20) if b.attempt < ATTEMPTS]
@@ -57,10 +57,11 @@ def look(conn: psycopg.Connection, *, model_line: str, minimum: int, runs_of: Ca
 
 
 def claim(conn: psycopg.Connection, *, model_line: str, minimum: int, forced_by: str | None) -> Look:
-    """Claim a batch of at least `minimum` fresh episodes, or of all there are where `forced_by` says who wants it.
+    """Claim a batch of `minimum` fresh episodes, or, where `forced_by` says who wants it, of those that wait if fewer do.
 
-    The run of a batch claimed here is requested by whoever called, or else by the training sensor's next look.
-    Raises `LedgerConflict` if it is forced and there is nothing to claim.
+    One batch of a line is in flight at a time; while one is, nothing is claimed. The run of a batch claimed here is
+    requested by whoever called, or else by the training sensor's next look. Raises `LedgerConflict` if it is forced and
+    nothing waits.
     """
     base_step = champion_step(conn, model_line)
     if base_step is None:
@@ -69,6 +70,8 @@ def claim(conn: psycopg.Connection, *, model_line: str, minimum: int, forced_by:
     counts = f"{ready.fresh} of {minimum} fresh episodes"
     if ready.waiting_groups:
         counts += f"; {ready.waiting_groups} groups wait for a judge"
+    if ready.in_flight_batch is not None:
+        return Look(f"{ready.in_flight_batch} is in flight; one batch of {model_line} is trained at a time ({counts})")
     if forced_by is None and ready.fresh < minimum:
         return Look(counts)
     if ready.fresh < minimum:
@@ -86,7 +89,7 @@ def record_failure(conn: psycopg.Connection, batch_id: str, *, run_id: str, run_
     consumed: what follows the training is repeated by the next look.
     """
     batch = get_batch(conn, batch_id)
-    if run_key is not None and f"{run_key}:".startswith(f"{_key(batch)}:") is False:
+    if run_key is not None and not f"{run_key}:".startswith(f"{_key(batch)}:"):
         return f"run {run_id} belongs to an earlier attempt of {batch_id}, which is {batch.state}"
     if batch.state not in ("reserved", "training"):
         return f"{batch_id} stays {batch.state}: run {run_id} failed with {error}"
@@ -99,7 +102,9 @@ def _resume(conn: psycopg.Connection, batch: Batch, runs: Runs) -> Look:
     if runs.live is not None:
         return Look(f"{batch.id} is {batch.state}, in run {runs.live}")
     if batch.state == "unknown":
-        return Look(f"nobody knows whether {batch.id} was trained; compare the backend's checkpoints, then set its state")
+        return Look(
+            f"nobody knows whether {batch.id} was trained; compare the backend's checkpoints, then set its state"
+        )
     if batch.state == "reserved" and _key(batch) not in runs.ended:
         return _request(batch, f"{batch.id} is claimed and has no run")
     if batch.state in ("reserved", "training"):
