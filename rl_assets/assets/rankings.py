@@ -1,5 +1,6 @@
 """Judged rankings: what each member of a group is worth, in one append-only judgement set per window."""
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -10,9 +11,6 @@ from rl_assets.assets.groups import read_groups
 from rl_assets.assets.shown import OWNERS, columns, picture, plainly, required, table
 from rl_assets.automation.partitions import HOURS
 from rl_assets.resources import Database, Judge, Lake
-
-if TYPE_CHECKING:
-    from rl_assets.judging import JudgementSet
 
 if TYPE_CHECKING:
     from rl_assets.judging import JudgementSet
@@ -116,42 +114,6 @@ def judged_rankings(
             )
     shown = {"scores_by_policy": picture(reward_histogram(by_policy))} if by_policy else {}
     yield dg.MaterializeResult(metadata={"windows_in_run": len(context.partition_keys), **shown})
-
-
-def _rows(judgement: "JudgementSet") -> list[dict]:
-    """One row per member; without a score where its group could not be judged."""
-    groups = {group.group_id: group for group in judgement.groups}
-    rows = []
-    for ranking in judgement.rankings:
-        said = {verdict.trajectory_id: verdict for verdict in ranking.verdicts}
-        for member in groups[ranking.group_id].trajectory_ids:
-            verdict = said.get(member)
-            rows.append(
-                {
-                    "group_id": ranking.group_id,
-                    "trajectory_id": member,
-                    "score": verdict and verdict.score,
-                    "rank": verdict and verdict.rank,
-                    "explanation": verdict and verdict.explanation,
-                    "trainable": ranking.trainable,
-                    "reason": ranking.reason,
-                }
-            )
-    return rows
-
-
-def _incomplete(judgement: "JudgementSet") -> list[dict]:
-    """Groups that are judged, yet not with exactly one finite score in [0, 1] for each member."""
-    members = {group.group_id: sorted(group.trajectory_ids) for group in judgement.groups}
-    return [
-        {"window": judgement.window_id, "group": ranking.group_id}
-        for ranking in judgement.rankings
-        if (ranking.verdicts or ranking.trainable)
-        and (
-            sorted(verdict.trajectory_id for verdict in ranking.verdicts) != members[ranking.group_id]
-            or not all(0.0 <= verdict.score <= 1.0 for verdict in ranking.verdicts)
-        )
-    ]
 
 
 def _incomplete(judgement: "JudgementSet") -> list[dict]:

@@ -57,7 +57,7 @@ def look(conn: psycopg.Connection, *, model_line: str, minimum: int, runs_of: Ca
 
 
 def claim(conn: psycopg.Connection, *, model_line: str, minimum: int, forced_by: str | None) -> Look:
-    """Claim a batch of `minimum` fresh episodes, or, where `forced_by` says who wants it, of those that wait if fewer do.
+    """Claim a batch of `minimum` fresh episodes; where `forced_by` says who wants it, fewer will do if fewer wait.
 
     One batch of a line is in flight at a time; while one is, nothing is claimed. The run of a batch claimed here is
     requested by whoever called, or else by the training sensor's next look. Raises `LedgerConflict` if it is forced and
