@@ -18,7 +18,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> dg.TableMetadataValue:
     return dg.MetadataValue.table([dg.TableRecord(dict(row)) for row in rows[:50]], schema=schema)
 
 
-def columns(**described: str) -> dg.TableColumnSchemaMetadataValue:
+def columns(**described: str) -> dg.TableSchema:
     """The schema of what an asset writes; each value is `type: what it means, in which unit`."""
     parts = {name: text.split(": ", 1) for name, text in described.items()}
     return dg.TableSchema([dg.TableColumn(n, kind, description=text) for n, (kind, text) in parts.items()])

@@ -24,13 +24,13 @@ window_job = dg.define_asset_job(
 training_job = dg.define_asset_job(
     "training",
     selection=["base_policy", "training_batches", "trained_models", "benchmark_evaluations", "deployed_model"],
-    description="Train on one claimed batch, measure the candidate against the champion, and deploy it if the gate opens.",
+    description="Train on one claimed batch, measure the candidate against the champion, deploy it if the gate opens.",
     # The ledger counts the attempts of a batch; a second retry mechanism would train it twice.
     tags={ONE_AT_A_TIME: "training", "dagster/max_retries": "0"},
 )
 
 base_policy_job = dg.define_asset_job(
-    "base_policy",
+    "build_base_policy",
     selection=["base_policy"],
     description="Build and warm-start step 0 of the model line, once.",
     tags={ONE_AT_A_TIME: "training"},
@@ -44,7 +44,9 @@ class Forcing(dg.Config):
 
 
 @dg.op(description="Claim every fresh episode, whatever the threshold; the training sensor then starts the run.")
-def claim_below_threshold(context: dg.OpExecutionContext, config: Forcing, database: Database, trainer: Trainer) -> None:
+def claim_below_threshold(
+    context: dg.OpExecutionContext, config: Forcing, database: Database, trainer: Trainer
+) -> None:
     from rl_assets.training.trigger import claim
 
     with database.connect() as conn:
@@ -68,7 +70,9 @@ class RollingBack(dg.Config):
 
 
 @dg.op(description="Point the champion back at the model before it and archive the row that Babylon reads as live.")
-def roll_back_champion(context: dg.OpExecutionContext, config: RollingBack, database: Database, trainer: Trainer) -> None:
+def roll_back_champion(
+    context: dg.OpExecutionContext, config: RollingBack, database: Database, trainer: Trainer
+) -> None:
     from rl_assets.registry.models import rollback
 
     with database.connect() as conn:

@@ -11,7 +11,16 @@ import dagster as dg
 
 from rl_assets.automation.jobs import snapshots_job, training_job, window_job
 from rl_assets.automation.partitions import BATCHES, FIRST_WINDOW, SNAPSHOTS
-from rl_assets.automation.runs import ENDED, LIVE, PARTITION, RANGE_END, RANGE_START, RUN_KEY, live_partitions, runs_of_batch
+from rl_assets.automation.runs import (
+    ENDED,
+    LIVE,
+    PARTITION,
+    RANGE_END,
+    RANGE_START,
+    RUN_KEY,
+    live_partitions,
+    runs_of_batch,
+)
 from rl_assets.resources import Database, Trainer
 
 MOST_SNAPSHOTS = 256
@@ -84,7 +93,7 @@ def trajectory_window_sensor(context: dg.SensorEvaluationContext, database: Data
     watch = Watch.from_json(context.cursor)
     with database.connect() as conn:
         states = changed_windows(conn, watch.horizon, 1000)
-    known = [state for state in states if FIRST_WINDOW <= state.window_id]
+    known = [state for state in states if state.window_id >= FIRST_WINDOW]
     early = {state.window_id for state in known if state.window_id > window_of(now)}
     busy = live_partitions(context.instance, window_job.name)
     taken, after = plan(watch, known, busy | early, now, MOST_WINDOWS)
@@ -129,9 +138,7 @@ def _record_end(context: dg.RunStatusSensorContext, database: Database, error: s
         return
     with database.connect() as conn:
         run = context.dagster_run
-        context.log.info(
-            record_failure(conn, batch_id, run_id=run.run_id, run_key=run.tags.get(RUN_KEY), error=error)
-        )
+        context.log.info(record_failure(conn, batch_id, run_id=run.run_id, run_key=run.tags.get(RUN_KEY), error=error))
 
 
 @dg.run_failure_sensor(

@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+
+import dagster as dg
+import psycopg
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rl_assets.automation.schedules import daily_training_schedule
+from rl_assets.automation.sensors import (
+    benchmark_snapshot_sensor,
+    contiguous,
+    training_sensor,
+    trajectory_window_sensor,
+)
+from rl_assets.definitions import build_defs
+from rl_assets.episodes import window_of
+from rl_assets.errors import ConfigurationError
+from rl_assets.market.generate import generate
+from rl_assets.resources import Database, Trainer
+from rl_assets.store.ledger import batches
+from rl_assets.store.snapshots import register_snapshots
+from rl_assets_tests.automation.waiting import LINE, a_champion, judged_episodes
+
+
+@pytest.fixture
+def instance() -> Iterator[dg.DagsterInstance]:
+    with dg.instance_for_test() as one:
+        yield one
+
+
+def tick(
+    sensor: dg.SensorDefinition, instance: dg.DagsterInstance, url: str, cursor: str | None = None
+) -> dg.SensorResult:
+    """What a sensor answers at a tick on a database."""
+    given_to_it = {"database": Database(url=url), "trainer": Trainer()}
+    needed = {name: value for name, value in given_to_it.items() if name in sensor.required_resource_keys}
+    with dg.build_sensor_context(
+        instance=instance, cursor=cursor, definitions=build_defs(), resources=needed
+    ) as context:
+        result = sensor(context)
+    assert isinstance(result, dg.SensorResult)
+    return result
+
+
+def said(result: dg.SensorResult) -> str:
+    assert result.skip_reason is not None
+    return result.skip_reason.skip_message or ""
+
+
+def test_at_999_the_sensor_skips_with_the_count_and_at_1000_it_requests_the_training(
+    conn: psycopg.Connection, postgres_url: str, instance: dg.DagsterInstance
+):
+    a_champion(conn)
+    judged_episodes(conn, 990)
+    # A group of one cannot be trained on; so nine make the next group.
+    judged_episodes(conn, 9, window="2026-11-23T09:00")
+    assert said(tick(training_sensor, instance, postgres_url)) == "999 of 1000 fresh episodes"
+    assert batches(conn, model_line=LINE) == []
+
+    judged_episodes(conn, 2, window="2026-11-23T10:00")
+    result = tick(training_sensor, instance, postgres_url)
+    batch = batches(conn, model_line=LINE)[0]
+    (request,) = result.run_requests or []
+    assert (request.partition_key, request.run_key) == (batch.id, f"{batch.id}:1")
+    assert (batch.state, batch.episodes >= 1000) == ("reserved", True)
+    (added,) = result.dynamic_partitions_requests or []
+    assert list(added.partition_keys) == [batch.id]
+
+
+def test_exactly_1000_suffice(conn: psycopg.Connection, postgres_url: str, instance: dg.DagsterInstance):
+    a_champion(conn)
+    judged_episodes(conn, 1000)
+    tick(training_sensor, instance, postgres_url)
+    assert [batch.episodes for batch in batches(conn, model_line=LINE)] == [1000]
+
+
+def test_a_claim_whose_request_was_lost_is_requested_again_under_the_same_key(
+    conn: psycopg.Connection, postgres_url: str, instance: dg.DagsterInstance
+):
+    a_champion(conn)
+    judged_episodes(conn, 1000)
+    first = tick(training_sensor, instance, postgres_url)
+    again = tick(training_sensor, instance, postgres_url)
+    assert [r.run_key for r in again.run_requests or []] == [r.run_key for r in first.run_requests or []]
+    assert len(batches(conn, model_line=LINE)) == 1
+
+
+def test_without_a_champion_the_sensor_says_what_is_missing(
+    conn: psycopg.Connection, postgres_url: str, instance: dg.DagsterInstance
+):
+    assert "has no champion yet" in said(tick(training_sensor, instance, postgres_url))
+
+
+@pytest.mark.parametrize("wrong", ["0", "abc", "-5", "1.5"])
+def test_a_threshold_that_is_none_fails_the_tick_with_one_sentence(
+    postgres_url: str, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, wrong: str
+):
+    monkeypatch.setenv("TRAINING_MIN_TRAJECTORIES", wrong)
+    with pytest.raises(ConfigurationError, match="TRAINING_MIN_TRAJECTORIES"):
+        tick(training_sensor, instance, postgres_url)
+
+
+def test_the_daily_schedule_decides_like_the_sensor(
+    conn: psycopg.Connection, postgres_url: str, instance: dg.DagsterInstance
+):
+    def look() -> dg.RunRequest | dg.SkipReason:
+        with dg.build_schedule_context(
+            instance=instance, resources={"database": Database(url=postgres_url), "trainer": Trainer()}
+        ) as context:
+            return daily_training_schedule(context)  # pyright: ignore[reportReturnType]
+
+    a_champion(conn)
+    judged_episodes(conn, 90)
+    skipped = look()
+    assert isinstance(skipped, dg.SkipReason)
+    assert skipped.skip_message == "90 of 1000 fresh episodes"
+    judged_episodes(conn, 910, window="2026-11-23T09:00")
+    request = look()
+    assert isinstance(request, dg.RunRequest)
+    assert instance.has_dynamic_partition("batches", str(request.partition_key))
+
+
+def test_a_window_is_taken_when_it_has_news_and_not_again(
+    conn: psycopg.Connection, postgres_url: str, instance: dg.DagsterInstance
+):
+    now = datetime.now(UTC)
+    settled = window_of(now - timedelta(hours=3))
+    a_champion(conn)
+    judged_episodes(conn, 10, window=settled)
+    first = tick(trajectory_window_sensor, instance, postgres_url)
+    # Judged rows alone are no news: the window is taken for its newest row, if at all, and then left alone.
+    assert len(first.run_requests or []) <= 1
+    judged_episodes(conn, 10, window=window_of(now - timedelta(hours=2)))
+    conn.execute('UPDATE trajectories SET "judgedAt" = NULL WHERE "windowId" = %s', [settled])
+    taken = tick(trajectory_window_sensor, instance, postgres_url, first.cursor)
+    assert settled in [r.partition_key for r in taken.run_requests or []]
+    quiet = tick(trajectory_window_sensor, instance, postgres_url, taken.cursor)
+    assert quiet.run_requests in (None, [])
+    assert "no window has moved since" in said(quiet)
+
+
+def test_registered_snapshots_are_requested_as_ranges(
+    conn: psycopg.Connection, postgres_url: str, instance: dg.DagsterInstance
+):
+    assert said(tick(benchmark_snapshot_sensor, instance, postgres_url)) == "every registered snapshot is materialized"
+    worlds = [generate("train", seed)[0] for seed in range(6)]
+    register_snapshots(conn, worlds)
+    result = tick(benchmark_snapshot_sensor, instance, postgres_url)
+    ids = sorted(world.id for world in worlds)
+    (added,) = result.dynamic_partitions_requests or []
+    assert list(added.partition_keys) == ids
+    (request,) = result.run_requests or []
+    assert request.tags["dagster/asset_partition_range_start"] == ids[0]
+    assert request.tags["dagster/asset_partition_range_end"] == ids[-1]
+
+
+@given(st.lists(st.integers(0, 30), unique=True), st.sets(st.integers(0, 30)))
+def test_ranges_cover_what_is_wanted_and_nothing_else(order: list[int], wanted: set[int]):
+    keys = [f"{number:02d}" for number in order]
+    chosen = [key for key in keys if int(key) in wanted]
+    ranges = contiguous(keys, chosen)
+    assert [key for one in ranges for key in one] == chosen
+    for one in ranges:
+        first, last = keys.index(one[0]), keys.index(one[-1])
+        assert keys[first : last + 1] == one

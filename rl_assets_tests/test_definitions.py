@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import dagster as dg
+import pytest
+
+from rl_assets.definitions import ASSETS, build_defs, defs
+from rl_assets.settings import REPOSITORY
+
+HEAVY = ("torch", "transformers", "art", "litellm", "matplotlib", "wandb", "polars", "pandas", "openai")
+
+
+def test_the_definitions_load_and_every_job_resolves():
+    dg.Definitions.validate_loadable(build_defs())
+    repository = defs.get_repository_def()
+    assert {job.name for job in repository.get_all_jobs()} >= {"pipeline_window", "training", "rollback"}
+    assert {sensor.name for sensor in repository.sensor_defs} >= {"training_sensor", "trajectory_window_sensor"}
+
+
+@pytest.mark.parametrize("asset", ASSETS, ids=lambda asset: asset.key.to_user_string())
+def test_every_asset_says_what_it_is(asset: dg.AssetsDefinition | dg.AssetSpec):
+    spec = asset if isinstance(asset, dg.AssetSpec) else next(iter(asset.specs))
+    assert spec.description
+    assert spec.kinds
+    assert spec.owners
+    assert spec.group_name not in (None, "default")
+    for check in [] if isinstance(asset, dg.AssetSpec) else asset.check_specs:
+        assert check.description, check.name
+
+
+def test_every_job_sensor_schedule_and_knob_is_described():
+    repository = defs.get_repository_def()
+    for described in (*repository.sensor_defs, *repository.schedule_defs):
+        assert described.description, described.name
+    assert all(job.description for job in repository.get_all_jobs() if not job.name.startswith("__"))
+    for resource in (defs.resources or {}).values():
+        for name, field in type(resource).model_fields.items():
+            assert field.description, f"{type(resource).__name__}.{name}"
+
+
+def test_loading_the_definitions_imports_nothing_heavy():
+    code = f"import sys, rl_assets.definitions; print([m for m in {HEAVY} if m in sys.modules])"
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert loaded.stdout.strip() == "[]"
+
+
+def test_domain_packages_know_no_dagster():
+    shell = {"assets", "automation"}
+    packages = [path.parent.name for path in (REPOSITORY / "rl_assets").glob("*/__init__.py")]
+    domain = sorted(set(packages) - shell - {"commands"})
+    found = [
+        str(path.relative_to(REPOSITORY))
+        for package in domain
+        for path in (REPOSITORY / "rl_assets" / package).rglob("*.py")
+        if "import dagster" in path.read_text(encoding="utf-8")
+    ]
+    assert found == []
