@@ -9,6 +9,7 @@ import json
 import os
 import re
 from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,13 @@ FORMAT = "rl-assets.snapshot/1"
 TRUTH_FORMAT = "rl-assets.truth/1"
 
 SPLITS: dict[str, range] = {
-    "train": range(0, 800_000),
+    "train": range(800_000),
     "gate": range(800_000, 900_000),
     "sealed": range(900_000, 1_000_000),
 }
 SNAPSHOTS_PER_DAY = 4
+IMPORTED = "babylon"
+"""Where imported snapshots stand, and how their ids begin. It is no split: nothing selects them by itself."""
 
 PRICE_UNIT = 1e-4
 """Dollars per integer of a stored crowd price."""
@@ -220,6 +223,10 @@ def save_snapshot(root: Path, snapshot: Snapshot, truth: Truth) -> Path:
 
 def load_snapshot(root: Path, snapshot_id: str) -> Snapshot:
     """Read and check a public file: shapes, ranges, and that its content is what its id says. Raises MalformedInput."""
+    if snapshot_id.startswith(IMPORTED):
+        from rl_assets.market.babylon.snapshot import load_imported
+
+        return load_imported(root, snapshot_id)
     path = root / snapshot_id / "public.json"
     snapshot = parse_snapshot(_read(path, snapshot_id), str(path))
     if snapshot.id != snapshot_id:
@@ -229,6 +236,10 @@ def load_snapshot(root: Path, snapshot_id: str) -> Snapshot:
 
 def load_truth(root: Path, snapshot_id: str) -> Truth:
     """Read and check a sealed file. Raises MalformedInput."""
+    if snapshot_id.startswith(IMPORTED):
+        from rl_assets.market.babylon.snapshot import load_imported_truth
+
+        return load_imported_truth(root, snapshot_id)
     path = root / "sealed" / f"{snapshot_id}.json"
     raw = _read(path, snapshot_id)
     if not isinstance(raw, dict) or raw.get("format") != TRUTH_FORMAT:
@@ -248,7 +259,7 @@ def load_truth(root: Path, snapshot_id: str) -> Truth:
 def parse_snapshot(raw: Any, where: str) -> Snapshot:
     """A snapshot from decoded JSON. Raises MalformedInput that names the file and the fault."""
     if not isinstance(raw, dict) or raw.get("format") != FORMAT:
-        raise MalformedInput(f"{where} is not in the format {FORMAT}; regenerate it with `rl-assets snapshots generate`")
+        raise MalformedInput(f"{where} is not in the format {FORMAT}; run `rl-assets snapshots generate` to write it again")
     try:
         split, seed, day = raw["split"], raw["seed"], raw["day"]
         if split not in SPLITS or not isinstance(seed, int) or seed not in SPLITS[split]:
@@ -263,7 +274,7 @@ def parse_snapshot(raw: Any, where: str) -> Snapshot:
         perp = _array(raw["perp"], 2, 1, 2**31 - 1, "perp", (config.ticks + 1, config.perps))
         funding = _array(raw["funding"], 2, -100_000, 100_000, "funding", (config.ticks, config.perps))
         posts = tuple(_post(entry, config) for entry in raw["posts"])
-        if any((a.tick, a.instrument) >= (b.tick, b.instrument) for a, b in zip(posts, posts[1:], strict=False)):
+        if any((a.tick, a.instrument) >= (b.tick, b.instrument) for a, b in pairwise(posts)):
             raise ValueError("posts are not in order of tick and instrument")
         if not isinstance(raw["truth_digest"], str) or not re.fullmatch(r"[0-9a-f]{64}", raw["truth_digest"]):
             raise ValueError("truth_digest is not a SHA-256")
