@@ -114,3 +114,39 @@ def judged_rankings(
             )
     shown = {"scores_by_policy": picture(reward_histogram(by_policy))} if by_policy else {}
     yield dg.MaterializeResult(metadata={"windows_in_run": len(context.partition_keys), **shown})
+
+
+def _incomplete(judgement: "JudgementSet") -> list[dict]:
+    """Groups whose verdicts are not one finite score in [0, 1] per member. A group that nobody judged has none."""
+    members = {group.group_id: sorted(group.trajectory_ids) for group in judgement.groups}
+    return [
+        {"window": judgement.window_id, "group": ranking.group_id, "members": len(members[ranking.group_id])}
+        for ranking in judgement.rankings
+        if (ranking.verdicts or ranking.trainable)
+        and (
+            sorted(verdict.trajectory_id for verdict in ranking.verdicts) != members[ranking.group_id]
+            or not all(math.isfinite(v.score) and 0.0 <= v.score <= 1.0 for v in ranking.verdicts)
+        )
+    ]
+
+
+def _rows(judgement: "JudgementSet") -> list[dict]:
+    """One row per member, best first within its group; without score where its group was not judged."""
+    groups = {group.group_id: group for group in judgement.groups}
+    rows = []
+    for ranking in judgement.rankings:
+        judged = {verdict.trajectory_id: verdict for verdict in ranking.verdicts}
+        for member in judged or sorted(groups[ranking.group_id].trajectory_ids):
+            verdict = judged.get(member)
+            rows.append(
+                {
+                    "group_id": ranking.group_id,
+                    "trajectory_id": member,
+                    "score": verdict.score if verdict else None,
+                    "rank": verdict.rank if verdict else None,
+                    "explanation": verdict.explanation if verdict else None,
+                    "trainable": ranking.trainable,
+                    "reason": ranking.reason,
+                }
+            )
+    return rows
