@@ -1,12 +1,10 @@
 """The deployed model: what the gate has decided is carried out, and what is live is whole."""
 
-import json
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from rl_assets.assets.shown import OWNERS, plainly, required, table
+from rl_assets.assets.shown import OWNERS, plainly, table
 from rl_assets.automation.partitions import EVERYTHING
 from rl_assets.automation.runs import PARTITION
 from rl_assets.resources import Database, Lake, Trainer
@@ -40,6 +38,7 @@ def deployed_model(
 ) -> dg.MaterializeResult:
     from rl_assets.registry.checkpoints import checkpoint_digest
     from rl_assets.registry.models import champion_step, get_model, list_models
+    from rl_assets.reports.batch import write_batch_report
     from rl_assets.store.ledger import batches, get_batch
 
     with plainly(), database.connect() as conn:
@@ -57,7 +56,7 @@ def deployed_model(
         found = checkpoint_digest(live.checkpoint_path)
         report = {}
         if batch is not None:
-            report["report"] = dg.MetadataValue.path(write_report(conn, batch, lake.batch(batch.id)))
+            report["report"] = dg.MetadataValue.path(write_batch_report(conn, lake.batch(batch.id), batch.id))
         versions = list_models(conn, line)
     return dg.MaterializeResult(
         metadata={
@@ -105,46 +104,6 @@ def carry_out(conn: "psycopg.Connection", batch: "Batch", run_id: str) -> str:
             reject(conn, batch.model_line, found.candidate_step)
             advance_batch(conn, batch.id, "rejected", run_id=run_id)
     return found.decision.reason
-
-
-def write_report(conn: "psycopg.Connection", batch: "Batch", directory: Path) -> Path:
-    """The report of a batch that has been decided upon, from what its assets have left. Returns its path."""
-    from rl_assets.episodes import Policy
-    from rl_assets.registry.decisions import latest_evaluation
-    from rl_assets.registry.models import model_of_batch
-    from rl_assets.reports.batch import write_batch_report
-    from rl_assets.store.lake import read_episodes_parquet
-    from rl_assets.training.manifest import Manifest
-    from rl_assets.training.service import TrainingResult
-
-    found = latest_evaluation(conn, batch.id)
-    assert found is not None and batch.result is not None  # a batch is trained and evaluated before it is decided upon
-    path = required(
-        directory / "evaluation.parquet",
-        f"benchmark_evaluations of {batch.id} is not there; materialize it before deployed_model",
-    )
-    model, trained = model_of_batch(conn, batch.id), batch.result
-    record = required(model.checkpoint_path / "training.json", f"step {model.step} lacks its training.json; restore it")
-    result = TrainingResult(
-        batch_id=batch.id,
-        model_line=model.model_line,
-        base_step=batch.base_step,
-        step=model.step,
-        checkpoint_path=model.checkpoint_path,
-        checkpoint_digest=model.digest,
-        metrics=trained["metrics"],
-        curve=json.loads(record.read_text(encoding="utf-8"))["curve"],
-        seconds=trained["seconds"],
-        backend=trained["backend"],
-    )
-    return write_batch_report(
-        directory,
-        manifest=Manifest.from_json(batch.manifest),
-        result=result,
-        decision=found.decision.to_json(),
-        episodes=read_episodes_parquet(path),
-        champion=Policy(batch.model_line, found.champion_step),
-    )
 
 
 def _row(model: "Model") -> dict[str, object]:

@@ -7,7 +7,7 @@ import dagster as dg
 
 from rl_assets.assets.shown import OWNERS, columns, picture, plainly, table
 from rl_assets.automation.partitions import BATCHES, EVERYTHING
-from rl_assets.resources import Database, Lake, Trainer
+from rl_assets.resources import Database, Lake
 
 if TYPE_CHECKING:
     from rl_assets.episodes import Episode
@@ -21,7 +21,7 @@ SIBLINGS = 4
 """Episodes of each agent on each gate snapshot."""
 SEED = 20_260_101
 """Seed of every evaluation: candidate and champion draw the same numbers, which is what makes them a pair."""
-ENDED = ("promoted", "rejected")
+DECIDED = ("promoted", "rejected")
 """States of a batch that has been decided upon."""
 
 
@@ -56,70 +56,37 @@ ENDED = ("promoted", "rejected")
         )
     },
 )
-def benchmark_evaluations(
-    context: dg.AssetExecutionContext, database: Database, lake: Lake, trainer: Trainer
-) -> dg.MaterializeResult:
-    from rl_assets.agents.runner import World
-    from rl_assets.episodes import Policy
-    from rl_assets.market.snapshot import load_snapshot, load_truth
-    from rl_assets.registry.decisions import latest_evaluation, look_number, record_evaluation
-    from rl_assets.registry.evaluate import decide, play_gate
-    from rl_assets.registry.models import champion_step, get_model, model_of_batch, playable
+def benchmark_evaluations(context: dg.AssetExecutionContext, database: Database, lake: Lake) -> dg.MaterializeResult:
+    from rl_assets.registry.evaluate import evaluate
     from rl_assets.reports.plots import paired_gate
-    from rl_assets.store.lake import write_episodes_parquet
     from rl_assets.store.ledger import advance_batch, get_batch
-    from rl_assets.store.snapshots import list_snapshots
 
     def progress(done: int, total: int) -> None:
         context.log.info(f"the gate: {done} of {total} episodes")
 
-    batch_id = context.partition_key
+    path = lake.batch(context.partition_key) / "evaluation.parquet"
     with plainly(), database.connect() as conn:
-        batch = get_batch(conn, batch_id)
-        candidate = playable(model_of_batch(conn, batch_id))
-        line = candidate.model_line
-        # A decision stands for the champion that it was made against; a model is not given two tries at the same one.
-        known = latest_evaluation(conn, batch_id)
-        if known is not None and batch.state not in ENDED and known.champion_step != champion_step(conn, line):
-            known = None
-        if batch.state not in ("trained", "evaluated", *ENDED):
-            raise dg.Failure(
-                f"{batch_id} is {batch.state}; materialize trained_models of it before benchmark_evaluations",
-                allow_retries=False,
-            )
-        opponent = champion_step(conn, line) if known is None else known.champion_step
-        assert opponent is not None  # a candidate stands on a registered step, and the first of those is champion
-        champion = playable(get_model(conn, line, opponent))
-        ids = [row.id for row in list_snapshots(conn, split="gate")[:SNAPSHOTS]]
-        worlds: list[World] = [(load_snapshot(lake.snapshots, i), load_truth(lake.snapshots, i)) for i in ids]
-        if not worlds:
-            raise dg.Failure(
-                "no gate snapshot is registered; run `rl-assets snapshots generate --split gate`", allow_retries=False
-            )
-        episodes = play_gate(worlds, candidate, champion, siblings=SIBLINGS, seed=SEED, on_progress=progress)
-        path = lake.batch(batch_id) / "evaluation.parquet"
-        write_episodes_parquet(path, episodes)
-        if known is None:
-            decision = decide(
-                worlds,
-                episodes,
-                Policy(line, candidate.step),
-                Policy(line, champion.step),
-                look=look_number(conn, line, champion.step, candidate.step),
-            )
-            known = record_evaluation(
-                conn, batch_id=batch_id, candidate_step=candidate.step, champion_step=champion.step, decision=decision
-            )
-        if batch.state == "trained":
-            advance_batch(conn, batch_id, "evaluated", run_id=context.run_id, result=_summary(batch, known))
-    decision = known.decision
+        batch = get_batch(conn, context.partition_key)
+        found, episodes = evaluate(
+            conn,
+            batch,
+            lake.snapshots,
+            path,
+            most_snapshots=SNAPSHOTS,
+            siblings=SIBLINGS,
+            seed=SEED,
+            on_progress=progress,
+        )
+        if batch.state not in DECIDED:
+            advance_batch(conn, batch.id, "evaluated", run_id=context.run_id, result=_summary(batch, found))
+    decision = found.decision
     context.log.info(decision.reason)
     return dg.MaterializeResult(
         metadata={
             "dagster/row_count": len(episodes),
             "decision": decision.reason,
-            "candidate_step": known.candidate_step,
-            "champion_step": known.champion_step,
+            "candidate_step": found.candidate_step,
+            "champion_step": found.champion_step,
             "effect_dollars": decision.effect,
             "lower_bound_dollars": "none" if decision.lower is None else decision.lower,
             "upper_bound_dollars": "none" if decision.upper is None else decision.upper,

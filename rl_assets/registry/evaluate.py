@@ -12,13 +12,64 @@ import numpy as np
 from rl_assets.agents.runner import Assignment, ReferenceAgent, World, play
 from rl_assets.episodes import Episode, Policy
 from rl_assets.errors import MalformedInput
+from rl_assets.market.snapshot import load_snapshot, load_truth
+from rl_assets.registry.decisions import Evaluation, latest_evaluation, look_number, record_evaluation
 from rl_assets.registry.gate import Decision, Gate, Play, compare
+from rl_assets.registry.models import LiveModel, champion_step, get_model, model_of_batch, playable
+from rl_assets.store.lake import read_episodes_parquet, write_episodes_parquet
+from rl_assets.store.snapshots import list_snapshots
 
 if TYPE_CHECKING:
-    from rl_assets.registry.models import LiveModel
+    from pathlib import Path
+
+    import psycopg
+
+    from rl_assets.store.ledger import Batch
 
 REFERENCES = ("hold", "random", "momentum", "news_follower", "oracle")
 """Reference agents that play the gate as well, so that its results can be told as skill."""
+
+
+def evaluate(
+    conn: psycopg.Connection,
+    batch: Batch,
+    snapshots: Path,
+    record: Path,
+    *,
+    most_snapshots: int,
+    siblings: int,
+    seed: int,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> tuple[Evaluation, list[Episode]]:
+    """The gate's decision on a batch's candidate, recorded, and everybody's episodes, written to the Parquet `record`.
+
+    snapshots: the directory of snapshot files, of which the first `most_snapshots` that are registered are played. A
+    decision against the champion of now stands: a candidate is not given two tries at it. Raises LedgerConflict where
+    the batch has made no model, MissingCheckpoint, and MalformedInput where there are no snapshots or they are broken.
+    """
+    candidate = model_of_batch(conn, batch.id)
+    line, champion_now = candidate.model_line, champion_step(conn, candidate.model_line)
+    known = latest_evaluation(conn, batch.id)
+    if known is not None and candidate.state == "candidate" and known.champion_step != champion_now:
+        known = None
+    if known is not None and record.is_file():
+        return known, read_episodes_parquet(record)
+    opponent = champion_now if known is None else known.champion_step
+    assert opponent is not None  # a candidate stands on a registered step, and the first of these is champion
+    models = playable(candidate), playable(get_model(conn, line, opponent))
+    ids = [row.id for row in list_snapshots(conn, split="gate")[:most_snapshots]]
+    if not ids:
+        raise MalformedInput("no gate snapshot is registered; run `rl-assets snapshots generate --split gate`")
+    worlds = [(load_snapshot(snapshots, key), load_truth(snapshots, key)) for key in ids]
+    episodes = play_gate(worlds, *models, siblings=siblings, seed=seed, on_progress=on_progress)
+    write_episodes_parquet(record, episodes)
+    if known is None:
+        look = look_number(conn, line, opponent, candidate.step)
+        decision = decide(worlds, episodes, Policy(line, candidate.step), Policy(line, opponent), look=look)
+        known = record_evaluation(
+            conn, batch_id=batch.id, candidate_step=candidate.step, champion_step=opponent, decision=decision
+        )
+    return known, episodes
 
 
 def play_gate(
