@@ -37,7 +37,8 @@ class Seat:
     @property
     def said(self) -> tuple[np.ndarray, np.ndarray]:
         """Posts of this tick: weight float64 (rows, instruments), the log odds of "up" if each source is believed for
-        what it is worth, and heard bool (rows, instruments), up int8 (rows, instruments) folded as +1/-1/0."""
+        what it is worth, and heard bool (rows, instruments), up int8 (rows, instruments) folded as +1/-1/0. A source
+        that nobody knows, as in an imported snapshot, is worth a coin."""
         engine = self.engine
         width = engine.config.markets + engine.config.perps
         weight, told = np.zeros((len(engine.unique), width)), np.zeros((len(engine.unique), width))
@@ -45,7 +46,7 @@ class Seat:
             for post in snapshot.posts:
                 if post.tick == engine.tick:
                     sign = 1.0 if post.up else -1.0
-                    r = RELIABILITY[post.source]
+                    r = RELIABILITY.get(post.source, 0.5)
                     weight[place, post.instrument] = sign * np.log(r / (1.0 - r))
                     told[place, post.instrument] = sign
         return weight[engine.world[self.rows]], told[engine.world[self.rows]]

@@ -17,6 +17,7 @@ from rl_assets.agents.reference import Seat, rule
 from rl_assets.agents.reply import Reply
 from rl_assets.episodes import Episode, Policy, Sampling, Step, window_of
 from rl_assets.market.engine import LIQUIDATED, Engine, Fills
+from rl_assets.market.exchange import engine_for
 from rl_assets.market.snapshot import Snapshot, Truth
 
 World = tuple[Snapshot, Truth]
@@ -90,7 +91,7 @@ class Game:
 
     def __init__(self, worlds: Sequence[World], clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self.truths = [truth for _, truth in worlds]
-        self.engine = Engine([snapshot for snapshot, _ in worlds])
+        self.engine = engine_for([snapshot for snapshot, _ in worlds])
         self._clock = clock
         self._began = self._ended = clock()
         self._worth = self.engine.hindsight(self.truths)
@@ -218,7 +219,7 @@ def replay(episode: Episode, snapshot: Snapshot, truth: Truth) -> list[str]:
         return [f"played on {episode.snapshot_id}, replayed on {snapshot.id}"]
     if len(episode.steps) != snapshot.n_ticks:
         return [f"{len(episode.steps)} steps recorded, the snapshot has {snapshot.n_ticks} ticks"]
-    engine = Engine([snapshot])
+    engine = engine_for([snapshot])
     worth = engine.hindsight([truth])
     differences = []
     if episode.system != prompt.system_message(snapshot.config):

@@ -134,7 +134,7 @@ def mark_price(index: ArrayLike, last: ArrayLike, annual_rate: ArrayLike) -> Flo
 
 
 def price_impact(sentiment: ArrayLike, volume: ArrayLike) -> Floats:
-    """Fraction by which trades move a perpetual. sentiment: net share of the volume that buys, -1 to 1; volume: dollars."""
+    """Fraction by which trades move a perpetual. sentiment: net share of volume that buys, -1 to 1; volume: dollars."""
     return np.asarray(sentiment, float) * np.minimum(np.asarray(volume, float) / IMPACT_VOLUME, LARGEST_IMPACT)
 
 

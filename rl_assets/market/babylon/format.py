@@ -25,7 +25,7 @@ Text = Annotated[str, StringConstraints(min_length=1, max_length=5000)]
 Millis = Annotated[int, Field(ge=0, le=2**53)]
 Number = Annotated[float, Field(ge=-1e15, le=1e15)]
 Amount = Annotated[float, Field(ge=0, le=1e15)]
-Positive = Annotated[float, Field(gt=0, le=1e12)]
+Positive = Annotated[float, Field(ge=1e-9, le=1e12)]
 Probability = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=0, le=1_000_000)]
 
