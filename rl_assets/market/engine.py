@@ -7,9 +7,9 @@ Prediction markets are constant-product pools that mint pairs (a dollar buys one
 dollars of YES from reserves (yes, no) gives d + yes - yes*no/(no + d) shares; the price of YES is no/(yes + no).
 Between ticks background flow moves the pool along its curve toward the crowd's belief.
 
-Perpetuals are margined positions: an order's size is margin, taken from cash; units are size*leverage / fill price, profit
-is units*(price - entry), and a position whose margin plus profit falls to the maintenance share of its notional is
-closed. Its loss never exceeds its margin, so no account owes anything.
+Perpetuals are margined positions: an order's size is margin, taken from cash; units are size*leverage / fill price,
+profit is units*(price - entry), and a position whose margin plus profit falls to the maintenance share of its notional
+is closed. Its loss never exceeds its margin, so no account owes anything.
 """
 
 from __future__ import annotations
@@ -23,8 +23,10 @@ import numpy as np
 from rl_assets.market.snapshot import FUNDING_UNIT, Snapshot, Truth, WorldConfig
 
 LOWEST_PRICE, HIGHEST_PRICE = 0.01, 0.99
-SMALLEST_ORDER = 1.0
+SMALLEST_ORDER, LARGEST_ORDER = 1.0, 1e9
 """Dollars."""
+LARGEST_IMPACT = 0.5
+"""Share of the index price by which the fill of a perpetual may be off it; larger orders are refused."""
 LIQUIDATED = "liquidated"
 
 
@@ -63,8 +65,8 @@ class Orders:
 class Fills:
     """What a tick did, one row per episode.
 
-    valid: bool. error: object, None or why the order was refused. liquidated: bool. reward: change of equity in dollars.
-    traded: bool, an order was filled.
+    valid: bool. error: object, None or why the order was refused. liquidated: bool. reward: change of equity in
+    dollars. traded: bool, an order was filled.
     """
 
     valid: np.ndarray
@@ -219,7 +221,8 @@ class Engine:
         _refuse(error, prediction & ~np.isin(do, ON_PREDICTION), "not possible on a prediction market")
         _refuse(error, perpetual & ~np.isin(do, ON_PERPETUAL), "not possible on a perpetual")
         sized = is_order & ~np.isin(do, (Do.CLOSE, Do.INVALID))
-        _refuse(error, sized & ~(np.isfinite(size) & (size >= SMALLEST_ORDER)), f"size below ${SMALLEST_ORDER:.0f}")
+        _refuse(error, sized & (size > LARGEST_ORDER), f"size above ${LARGEST_ORDER:.0f}")
+        _refuse(error, sized & ~(size >= SMALLEST_ORDER), f"size below ${SMALLEST_ORDER:.0f}")
         open_ = error == None  # noqa: E711 - elementwise
         for kind, name in ((Do.BUY_YES, "yes"), (Do.BUY_NO, "no")):
             rows = np.flatnonzero(open_ & prediction & (do == kind))
@@ -276,19 +279,23 @@ class Engine:
         nothing = (do == Do.CLOSE) & (held == 0)
         error[rows[nothing]] = "no position to close"
         notional = np.where(do == Do.CLOSE, np.abs(held) * price, orders.size[rows] * self.config.leverage)
-        fill = price * (1.0 + side * (0.01 * notional / self.config.perp_depth))
+        impact = 0.01 * notional / self.config.perp_depth
+        deep = (do != Do.CLOSE) & (impact > LARGEST_IMPACT)
+        error[rows[deep]] = "size beyond the depth of the perpetual"
+        fill = price * (1.0 + side * np.minimum(impact, LARGEST_IMPACT))
         wanted = np.where(do == Do.CLOSE, np.abs(held), notional / fill)
         closing = np.where(held * side < 0, np.minimum(np.abs(held), wanted), 0.0)
         opening = wanted - closing
         share = np.where(held != 0, closing / np.where(held == 0, 1.0, np.abs(held)), 0.0)
         released = self.margin[rows, p] * share
         profit = np.sign(held) * closing * (fill - self.entry[rows, p])
-        back = np.maximum(released + profit, 0.0)
+        freed = released + profit
+        back = np.maximum(freed, 0.0)
         margin = opening * fill / self.config.leverage
         fee = _cents(wanted * fill * self.config.taker_fee)
-        poor = ~nothing & (self.cash[rows] + back < margin + fee)
+        poor = ~nothing & ~deep & (self.cash[rows] + back < margin + fee)
         error[rows[poor]] = "not enough cash for margin and fee"
-        go = ~nothing & ~poor
+        go = ~nothing & ~deep & ~poor
         rows, p = rows[go], p[go]
         held, side, opening, closing = held[go], side[go], opening[go], closing[go]
         kept = held + side * closing
@@ -299,7 +306,8 @@ class Engine:
         new_entry = np.where(whole > 0, (size_kept * entry + opening * fill[go]) / np.where(whole > 0, whole, 1.0), 0.0)
         self.units[rows, p] = units
         self.entry[rows, p] = new_entry
-        self.margin[rows, p] += margin[go] - released[go]
+        short = np.where(size_kept > 0, np.minimum(freed[go], 0.0), 0.0)
+        self.margin[rows, p] += margin[go] - released[go] + short
         self.cash[rows] += back[go] - margin[go] - fee[go]
         self.fees[rows] += fee[go]
         traded[rows] = True

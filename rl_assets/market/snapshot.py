@@ -259,7 +259,9 @@ def load_truth(root: Path, snapshot_id: str) -> Truth:
 def parse_snapshot(raw: Any, where: str) -> Snapshot:
     """A snapshot from decoded JSON. Raises MalformedInput that names the file and the fault."""
     if not isinstance(raw, dict) or raw.get("format") != FORMAT:
-        raise MalformedInput(f"{where} is not in the format {FORMAT}; run `rl-assets snapshots generate` to write it again")
+        raise MalformedInput(
+            f"{where} is not in the format {FORMAT}; run `rl-assets snapshots generate` to write it again"
+        )
     try:
         split, seed, day = raw["split"], raw["seed"], raw["day"]
         if split not in SPLITS or not isinstance(seed, int) or seed not in SPLITS[split]:
@@ -302,9 +304,7 @@ def _post(entry: Any, config: WorldConfig) -> Post:
     return Post(tick, instrument, source, up)
 
 
-def _array(
-    values: Any, ndim: int, low: int, high: int, name: str, shape: tuple[int, ...] | None = None
-) -> np.ndarray:
+def _array(values: Any, ndim: int, low: int, high: int, name: str, shape: tuple[int, ...] | None = None) -> np.ndarray:
     array = np.array(values)
     if array.size == 0:
         array = array.astype(np.int64)
