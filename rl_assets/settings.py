@@ -5,10 +5,12 @@ Nothing here opens a connection or a file. A variable that cannot be used is a `
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from rl_assets.errors import ConfigurationError
 
@@ -16,15 +18,100 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 """The project's directory, which holds `dagster.yaml` and `workspace.yaml`."""
 
 POSTGRES_SCHEMES = ("postgresql://", "postgres://", "postgresql+psycopg://", "postgresql+psycopg2://")
-MOST = 10_000_000
+MOST = 1_000_000_000
 """Upper bound of every count that can be set: beyond it is a slip of the keyboard."""
+
+
+@dataclass(frozen=True)
+class RulerSettings:
+    """The judge behind an OpenAI-compatible API, and what it may cost.
+
+    model: as litellm names it, or as the server at base_url does; empty for none. api_key: for that model alone.
+    passes: shuffled passes over each group, most_passes where they disagree. concurrency: requests at a time.
+    requests_per_minute: 0 for no limit. timeout_seconds: per request. prompt_tokens: of one request, at most, by a
+    careful estimate; longer episodes are digested. answer_tokens: of one answer, at most, reasoning included.
+    tokens and dollars per window and per UTC day: the budget; dollars of None do not bind. input_price, output_price:
+    dollars per million tokens, where litellm does not know them. outcome_weight: share of the outcome judge in a score,
+    at most a half. rubric: what to grade by; empty for the built-in one.
+    """
+
+    model: str = ""
+    base_url: str = ""
+    api_key: str | None = field(default=None, repr=False)
+    passes: int = 3
+    most_passes: int = 5
+    concurrency: int = 8
+    requests_per_minute: int = 0
+    timeout_seconds: int = 120
+    prompt_tokens: int = 60_000
+    answer_tokens: int = 4_000
+    tokens_per_window: int = 20_000_000
+    tokens_per_day: int = 100_000_000
+    dollars_per_window: float | None = None
+    dollars_per_day: float | None = None
+    input_price: float | None = None
+    output_price: float | None = None
+    outcome_weight: float = 0.25
+    rubric: str = ""
+
+    def __post_init__(self) -> None:
+        if self.most_passes < self.passes:
+            raise ConfigurationError(
+                f"RULER_JUDGE_MOST_PASSES={self.most_passes} is less than RULER_JUDGE_PASSES={self.passes}; raise it"
+            )
+        if not 0.0 <= self.outcome_weight <= 0.5:
+            raise ConfigurationError(
+                f"RULER_JUDGE_OUTCOME_WEIGHT={self.outcome_weight} is not from 0 to 0.5; set it to at most a half"
+            )
+        if (self.input_price is None) != (self.output_price is None):
+            raise ConfigurationError(
+                "only one of RULER_JUDGE_INPUT_PRICE and RULER_JUDGE_OUTPUT_PRICE is set; set both or none"
+            )
+        if self.base_url and not self.base_url.startswith(("http://", "https://")):
+            raise ConfigurationError(
+                "RULER_JUDGE_BASE_URL is not the URL of an API; write it like http://127.0.0.1:8000/v1"
+            )
+        if urlsplit(self.base_url).username or urlsplit(self.base_url).password:
+            raise ConfigurationError(
+                "RULER_JUDGE_BASE_URL holds a user or password; leave them out and set RULER_JUDGE_API_KEY"
+            )
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str]) -> RulerSettings:
+        def count(name: str, least: int) -> int:
+            return _at_least(env, f"RULER_JUDGE_{name.upper()}", getattr(cls, name), least=least)
+
+        def amount(name: str) -> float | None:
+            return _amount(env, f"RULER_JUDGE_{name.upper()}", getattr(cls, name))
+
+        weight = amount("outcome_weight")
+        return cls(
+            model=env.get("RULER_JUDGE_MODEL", "").strip(),
+            base_url=env.get("RULER_JUDGE_BASE_URL", "").strip().rstrip("/"),
+            api_key=env.get("RULER_JUDGE_API_KEY", "").strip() or None,
+            passes=count("passes", 1),
+            most_passes=count("most_passes", 1),
+            concurrency=count("concurrency", 1),
+            requests_per_minute=count("requests_per_minute", 0),
+            timeout_seconds=count("timeout_seconds", 1),
+            prompt_tokens=count("prompt_tokens", 1000),
+            answer_tokens=count("answer_tokens", 100),
+            tokens_per_window=count("tokens_per_window", 0),
+            tokens_per_day=count("tokens_per_day", 0),
+            dollars_per_window=amount("dollars_per_window"),
+            dollars_per_day=amount("dollars_per_day"),
+            input_price=amount("input_price"),
+            output_price=amount("output_price"),
+            outcome_weight=cls.outcome_weight if weight is None else weight,
+        )
 
 
 @dataclass(frozen=True)
 class Settings:
     """data_dir: root of bulk data, absolute. database_url: Babylon's Postgres, None for the embedded server.
     dagster_pg_url: Dagster's own database, None for the embedded server's.
-    min_trajectories: fresh episodes that start a training. group_size: episodes per group."""
+    min_trajectories: fresh episodes that start a training. group_size: episodes per group. judge: `ruler` once it has a
+    model, else `outcome`."""
 
     data_dir: Path
     database_url: str | None = None
@@ -34,17 +121,21 @@ class Settings:
     judge: str = "outcome"
     backend: str = "cpu"
     model_line: str = "babylon-agent"
+    ruler: RulerSettings = field(default_factory=RulerSettings)
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] | None = None) -> Settings:
         """Read the environment. Raises ConfigurationError that names variable, value and remedy."""
         env = os.environ if env is None else env
+        ruler = RulerSettings.from_env(env)
         return cls(
             data_dir=Path(env.get("RL_ASSETS_DATA") or REPOSITORY / "data").expanduser().absolute(),
             database_url=_postgres(env, "DATABASE_URL"),
             dagster_pg_url=_postgres(env, "DAGSTER_PG_URL"),
             min_trajectories=_at_least(env, "TRAINING_MIN_TRAJECTORIES", 1000, least=1),
             group_size=_at_least(env, "TRAINING_GROUP_SIZE", 8, least=2),
+            judge="ruler" if ruler.model else "outcome",
+            ruler=ruler,
         )
 
     @property
@@ -92,6 +183,19 @@ def _at_least(env: Mapping[str, str], name: str, default: int, *, least: int) ->
             f"{name}={text!r} is not a whole number from {least} to {MOST}; set it to one, or unset it for {default}"
         )
     return int(text)
+
+
+def _amount(env: Mapping[str, str], name: str, default: float | None) -> float | None:
+    text = env.get(name, "").strip()
+    if not text:
+        return default
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0.0 <= value <= MOST:
+        raise ConfigurationError(f"{name}={text!r} is not a number from 0 to {MOST}; set it to one, or unset it")
+    return value
 
 
 def _postgres(env: Mapping[str, str], name: str) -> str | None:

@@ -1,0 +1,194 @@
+"""What RULER's judge may see of an episode: cleaned text, what siblings share said once, long episodes digested.
+
+Nothing here shows a reward, an equity, a credit, a PnL, a latent value, a policy or who played: the judge is to rate
+decisions, not their luck. Agents' text is hostile: it arrives here raw and leaves as plain, escaped characters.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from rl_assets.episodes import Episode, Step
+
+CLIPS = (2000, 600, 200, 80)
+"""Characters to which a text is clipped, one after the other, until a prompt fits."""
+ENDS = (8, 4, 2, 1)
+"""Turns that are kept at either end of an episode, where clipping was not enough."""
+_PNL = re.compile(
+    r"((?:p\s*&\s*l|\bpnl|\bprofit(?:\s+and\s+loss)?)\b[^\n\d$+\-−]{0,20})[-+−]?\$?[-+−]?\d[\d,.]*%?", re.I
+)
+_PNL_KEY = re.compile(r"pnl|profit|p&l|reward|equity|correctness", re.I)
+_INVISIBLE = frozenset({"Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp"})
+_BLANK = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\uffa0\ufe00-\ufe0f\U000e0100-\U000e01ef]")
+"""Fillers and variation selectors, which Unicode calls letters and marks."""
+_ESCAPES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
+_ESCAPED = re.compile("[&<>]")
+
+
+def clean(text: str) -> str:
+    """Text without control, zero-width, direction, tag, private and other invisible characters, and in one form of
+    Unicode (NFKC). Line feeds stay, tabs become spaces."""
+    if text.isascii() and text.replace("\n", "").isprintable():
+        return text
+    plain = text.replace("\r\n", "\n").replace("\r", "\n").replace("\t", " ")
+    return unicodedata.normalize("NFKC", "".join(c for c in plain if c == "\n" or not _invisible(c)))
+
+
+def _invisible(character: str) -> bool:
+    return unicodedata.category(character) in _INVISIBLE or bool(_BLANK.match(character))
+
+
+def shown(text: str) -> str:
+    """Text as it may stand in a prompt: cleaned, without amounts of PnL, and with no `<`, `>` or `&` of its own."""
+    return _ESCAPED.sub(lambda found: _ESCAPES[found[0]], _PNL.sub(r"\1[hidden]", clean(text)))
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What the members of a group share, and what is each one's own, in their order: lines that are ready for a prompt.
+    digested: how much was left out, from 0 (nothing) on."""
+
+    shared: str
+    own: tuple[str, ...]
+    digested: int
+
+    @property
+    def characters(self) -> int:
+        return len(self.shared) + sum(map(len, self.own))
+
+
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """A step, or the instructions: what was seen, what was said then, and whether that was just to hold."""
+
+    label: str
+    seen: str
+    said: str = ""
+    held: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    """One way to leave things out. fold: whether runs of holding become one line; clip: the most characters of a text;
+    ends: turns kept at the beginning and at the end."""
+
+    fold: bool = False
+    clip: int | None = None
+    ends: int | None = None
+
+    def render(self, turns: Sequence[_Turn]) -> str:
+        kept, middle, last = list(turns), 0, []
+        if self.ends is not None and len(turns) > 2 * self.ends:
+            kept, middle, last = list(turns[: self.ends]), len(turns) - 2 * self.ends, list(turns[-self.ends :])
+        parts = self._fold(kept) + ([f"[{middle} steps left out]"] if middle else []) + self._fold(last)
+        return "\n".join(parts)
+
+    def _fold(self, turns: list[_Turn]) -> list[str]:
+        parts = []
+        for held, run in groupby(turns, key=lambda turn: turn.held):
+            same = list(run)
+            if self.fold and held and len(same) > 1:
+                parts.append(f"{same[0].label} to {same[-1].label}\ndid| held each time")
+            else:
+                parts += [self._turn(turn) for turn in same]
+        return parts
+
+    def _turn(self, turn: _Turn) -> str:
+        lines = [turn.label, *_marked("saw| ", self._clipped(turn.seen)), *_marked("did| ", self._clipped(turn.said))]
+        return "\n".join(lines)
+
+    def _clipped(self, text: str) -> str:
+        if self.clip is None or len(text) <= self.clip:
+            return text
+        head, tail = self.clip * 3 // 4, self.clip // 4
+        return f"{text[:head]} [{len(text) - head - tail} characters left out] {text[-tail:]}"
+
+
+_CUTS = (
+    _Cut(),
+    _Cut(fold=True),
+    *(_Cut(fold=True, clip=clip) for clip in CLIPS),
+    *(_Cut(fold=True, clip=CLIPS[-1], ends=ends) for ends in ENDS),
+)
+
+
+def view(episodes: Sequence[Episode], *, characters: int, rationale: bool = True) -> View | None:
+    """The view of a group that has at most so many characters, with as little left out as that takes; None if nothing
+    does it.
+
+    All members are cut alike, so that none looks better for being short. Without `rationale`, a step shows the action
+    that was read from the response and nothing else that the agent wrote.
+    """
+    shared, own = _parted(episodes, rationale)
+    for level, cut in enumerate(_CUTS):
+        found = View(cut.render(shared), tuple(cut.render(turns) for turns in own), level)
+        if found.characters <= characters:
+            return found
+    return None
+
+
+def _parted(episodes: Sequence[Episode], rationale: bool) -> tuple[list[_Turn], list[list[_Turn]]]:
+    """Lines that all members saw at the same step, and each member's turns without them."""
+    shared: list[_Turn] = []
+    own: list[list[_Turn]] = [[] for _ in episodes]
+    common, rests = _common([shown(episode.system) for episode in episodes])
+    if common:
+        shared.append(_Turn("instructions", common))
+    for turns, rest in zip(own, rests, strict=True):
+        if rest:
+            turns.append(_Turn("instructions", rest))
+    for number in range(max((len(episode.steps) for episode in episodes), default=0)):
+        steps = [episode.steps[number] if number < len(episode.steps) else None for episode in episodes]
+        common, rests = _common([shown(step.observation) if step else "" for step in steps])
+        label = f"step {number + 1}"
+        if common:
+            shared.append(_Turn(label, common))
+        for turns, step, rest in zip(own, steps, rests, strict=True):
+            if step is not None:
+                held = step.valid and step.action.get("do") == "hold"
+                turns.append(_Turn(label, rest, _said(step, rationale), held))
+    return shared, own
+
+
+def _common(texts: Sequence[str]) -> tuple[str, list[str]]:
+    """The lines that are in every text, in order of the first, and what is left of each text without them."""
+    split = [text.split("\n") if text else [] for text in texts]
+    both = Counter(split[0])
+    for lines in split[1:]:
+        both &= Counter(lines)
+    rests = []
+    taken: list[str] = []
+    for lines in split:
+        left, rest, taken_here = both.copy(), [], []
+        for line in lines:
+            (taken_here if left[line] > 0 else rest).append(line)
+            left[line] -= 1
+        taken = taken or taken_here
+        rests.append("\n".join(rest))
+    return "\n".join(taken), rests
+
+
+def _said(step: Step, rationale: bool) -> str:
+    if rationale and step.response:
+        said = shown(step.response)
+    else:
+        said = shown(json.dumps(_without_pnl(step.action), sort_keys=True, ensure_ascii=False))
+    return said if step.valid else f"{said}\n(not carried out: {shown(step.error or 'no reason given')})"
+
+
+def _without_pnl(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_pnl(one) for key, one in value.items() if not _PNL_KEY.search(str(key))}
+    return [_without_pnl(one) for one in value] if isinstance(value, list) else value
+
+
+def _marked(mark: str, text: str) -> list[str]:
+    """Every line says by its mark whose it is, so that no text can pass for a heading or for another's."""
+    return [mark + line for line in text.split("\n")] if text else []
