@@ -30,7 +30,7 @@ from rl_assets.reports.drawing import (
     style,
 )
 
-MOST_ROWS, MOST_POSTS = 14, 80
+MOST_ROWS, MOST_LINES, MOST_POSTS = 14, 6, 80
 CURVES = {
     "loss/train": "Policy loss",
     "loss/entropy": "Entropy (nats per token)",
@@ -57,16 +57,16 @@ def price_paths(snapshot: Snapshot, truth: Truth | None) -> bytes:
         latents = truth.latents() if truth else None
         panels.append((snapshot.crowd_prices(), latents, 0, "Price of a YES share (dollars)"))
     if config.perps:
-        panels.append(
-            (snapshot.perp_prices(), truth.fairs() if truth else None, config.markets, "Index price (dollars)")
-        )
+        fairs = truth.fairs() if truth else None
+        panels.append((snapshot.perp_prices(), fairs, config.markets, "Index price (dollars)"))
     figure = canvas(title)
     grid = figure.subplots(1, len(panels), squeeze=False, width_ratios=[1.6, 1.0][: len(panels)])
     ticks = np.arange(config.ticks + 1)
     shows_posts = len(snapshot.posts) <= MOST_POSTS
     for axes, (prices, hidden, first, y) in zip(grid[0], panels, strict=True):
         style(axes, f"Tick ({config.tick_seconds} s each)", y, whole_x=True)
-        for column in range(prices.shape[1]):
+        drawn = min(prices.shape[1], MOST_LINES)
+        for column in range(drawn):
             colour = SERIES[column % len(SERIES)]
             axes.plot(ticks, prices[:, column], color=colour, linewidth=1.8)
             if hidden is not None:
@@ -74,10 +74,12 @@ def price_paths(snapshot: Snapshot, truth: Truth | None) -> bytes:
             for up, marker in ((True, "^"), (False, "v")) if shows_posts else ():
                 at = [p.tick for p in snapshot.posts if p.instrument == first + column and p.up is up]
                 axes.plot(at, prices[at, column], marker, color=colour, markersize=6, markeredgecolor="white")
-        names = config.instruments[first : first + prices.shape[1]]
-        ends = [(p, names[c], SERIES[c % len(SERIES)]) for c, p in enumerate(prices[-1])]
+        names = config.instruments[first : first + drawn]
+        ends = [(prices[-1, c], name, SERIES[c % len(SERIES)]) for c, name in enumerate(names)]
         label_ends(axes, ends, config.ticks)
     legend = [f"▲ ▼ {len(snapshot.posts)} posts that say up or down"] if shows_posts else []
+    if max(config.markets, config.perps) > MOST_LINES:
+        legend.append(f"the first {MOST_LINES} of {config.markets} markets and {config.perps} perpetuals")
     legend += ["dashed: latent value, which no agent sees"] if truth else []
     figure.supxlabel("     ".join(legend), fontsize=9, color=MUTED)
     return png(figure)
