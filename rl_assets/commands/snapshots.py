@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 SPLIT = click.Choice(["train", "gate", "sealed"])
@@ -9,7 +11,7 @@ SPLIT = click.Choice(["train", "gate", "sealed"])
 
 @click.group()
 def snapshots() -> None:
-    """Benchmark snapshots: generate, list, audit."""
+    """Benchmark snapshots: generate, import, list, audit."""
 
 
 @snapshots.command()
@@ -32,6 +34,32 @@ def generate(split: str, first: int | None, count: int) -> None:
             worlds = provide(conn, settings, split, range(start, start + count))
     for snapshot, _ in worlds:
         click.echo(snapshot.id)
+
+
+@snapshots.command(name="import")
+@click.argument("file", type=click.Path(path_type=Path))
+def import_(file: Path) -> None:
+    """Import a snapshot FILE of Babylon (version 1.0.0), and say what a score on it is worth.
+
+    It can be played, and no split holds it: neither training nor the gate ever chooses it by itself.
+    """
+    from rl_assets.commands.shown import show_table
+    from rl_assets.market.babylon.importer import import_babylon
+    from rl_assets.market.babylon.verdict import judge, summary
+    from rl_assets.market.snapshot import save_snapshot
+    from rl_assets.settings import Settings
+
+    root = Settings.from_env().snapshots
+    snapshot, truth = import_babylon(file)
+    save_snapshot(root, snapshot, truth)
+    checks = judge(snapshot, truth)
+    click.echo(snapshot.id)
+    show_table(
+        "what a score on it would rest on",
+        ("check", "", "detail"),
+        [(check.name, "pass" if check.passed else "fail", check.detail) for check in checks],
+    )
+    click.echo(summary(checks))
 
 
 @snapshots.command(name="list")
@@ -58,23 +86,22 @@ def list_(split: str | None) -> None:
 @click.option("--skill", is_flag=True, help="Also measure whether skill shows on these snapshots.")
 @click.option("--leakage", is_flag=True, help="Also measure what public data tells of the truths; takes 200 snapshots.")
 def audit(snapshot_ids: tuple[str, ...], skill: bool, leakage: bool) -> int:
-    """Audit snapshots on disk, all if none is named. Exit code 1 if a check fails."""
+    """Audit snapshots on disk, all of our own if none is named. Exit code 1 if a check fails."""
     from rl_assets.commands.shown import console, show_table
-    from rl_assets.market.audit import audit_skill, audit_snapshot
+    from rl_assets.market.audit import audit_skill
+    from rl_assets.market.babylon.verdict import audit_any
     from rl_assets.market.leakage import LEAST_WORLDS, audit_leakage
-    from rl_assets.market.snapshot import load_snapshot, load_truth
+    from rl_assets.market.snapshot import IMPORTED, load_snapshot, load_truth
     from rl_assets.settings import Settings
 
     root = Settings.from_env().snapshots
-    names = snapshot_ids or tuple(sorted(path.parent.name for path in root.glob("*/public.json")))
+    on_disk = sorted(path.parent.name for path in root.glob("*/public.json"))
+    names = snapshot_ids or tuple(name for name in on_disk if not name.startswith(IMPORTED))
     if leakage and len(names) < LEAST_WORLDS:
         raise click.UsageError(f"--leakage finds nothing in {len(names)} snapshots; generate at least {LEAST_WORLDS}")
     worlds = [(load_snapshot(root, name), load_truth(root, name)) for name in names]
     faults = [
-        (world[0].id, check.name, check.detail)
-        for world in worlds
-        for check in audit_snapshot(*world)
-        if not check.passed
+        (world[0].id, check.name, check.detail) for world in worlds for check in audit_any(*world) if not check.passed
     ]
     if faults:
         show_table("failed checks", ("snapshot", "check", "detail"), faults)

@@ -14,7 +14,7 @@ import numpy as np
 from rl_assets.agents.reference import REFERENCE_AGENTS, Seat, rule
 from rl_assets.agents.runner import uniform_draws
 from rl_assets.errors import MalformedInput
-from rl_assets.market.engine import Engine
+from rl_assets.market.exchange import engine_for
 from rl_assets.market.generate import generate
 from rl_assets.market.metrics import Interval, cluster_interval
 from rl_assets.market.snapshot import LATENT_UNIT, PRICE_UNIT, Snapshot, Truth, parse_snapshot
@@ -116,7 +116,7 @@ def reference_pnl(name: str, worlds: Sequence[World], *, seed: int = 0) -> np.nd
     pnl = np.zeros(len(worlds))
     for config in dict.fromkeys(snapshot.config for snapshot, _ in worlds):
         places = [place for place, (snapshot, _) in enumerate(worlds) if snapshot.config == config]
-        engine, truths = Engine([worlds[p][0] for p in places]), [worlds[p][1] for p in places]
+        engine, truths = engine_for([worlds[p][0] for p in places]), [worlds[p][1] for p in places]
         draws = uniform_draws([(seed, worlds[p][0].seed, 0) for p in places], config.ticks * 5)
         draws = draws.reshape(len(places), config.ticks, 5)
         while not engine.done:

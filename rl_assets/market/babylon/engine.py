@@ -3,7 +3,7 @@
 The file's world is what everybody meets: it moves on as it did, and each episode's own trades come on top of it.
 
 Prediction markets open at the prices that the file states. The game prices reserves the other way round, so that the
-pool's reserve of YES is the file's noShares and the reverse; where the file moves them, the pool moves by the same ratio.
+pool's reserve of YES is the file's noShares and the reverse. Where the file moves them, the pool moves in proportion.
 
 Perpetuals fill at the file's price, moved against the trader by the game's price impact: to let a trade move the price
 for itself would pay whoever moves it. The game keeps one position per order; here orders of one side add up, which
