@@ -50,13 +50,14 @@ def deployed_model(
         before = champion_step(conn, line)
         if before is None:
             raise dg.Failure(f"{line} has no model yet; materialize base_policy", allow_retries=False)
-        decided = carry_out(conn, batch, context.run_id) if batch else "no batch waits to be decided upon"
+        decided, report = "no batch waits to be decided upon", {}
+        if batch is not None:
+            # Written first: whoever waits for the decision may look at the report as soon as it is there.
+            report["report"] = dg.MetadataValue.path(write_batch_report(conn, lake.batch(batch.id), batch.id))
+            decided = carry_out(conn, batch, context.run_id)
         context.log.info(decided)
         live = get_model(conn, line, champion_step(conn, line) or 0)
         found = checkpoint_digest(live.checkpoint_path)
-        report = {}
-        if batch is not None:
-            report["report"] = dg.MetadataValue.path(write_batch_report(conn, lake.batch(batch.id), batch.id))
         versions = list_models(conn, line)
     return dg.MaterializeResult(
         metadata={

@@ -186,17 +186,18 @@ def lower_bound(values: np.ndarray, alpha: float) -> float | None:
     place = math.floor(alpha * (len(subsets) + 1))
     if place < 1:
         return None
-    means = subsets @ values / subsets.sum(axis=1)
-    return float(np.partition(means, place - 1)[place - 1])
+    return float(np.partition(subsets @ values, place - 1)[place - 1])
 
 
 @lru_cache(maxsize=4)
 def _subsets(count: int) -> np.ndarray:
-    """float64 (subsets, count) of zeros and ones, none empty."""
+    """float64 (subsets, count): the weights with which each subset, none of them empty, makes its mean."""
     if count <= ENUMERATED_DAYS:
-        return ((np.arange(1, 2**count)[:, None] >> np.arange(count)) & 1).astype(np.float64)
-    drawn = np.random.default_rng([count, 1969]).integers(0, 2, size=(2**ENUMERATED_DAYS - 1, count))
-    return drawn[drawn.any(axis=1)].astype(np.float64)
+        chosen = (np.arange(1, 2**count)[:, None] >> np.arange(count)) & 1
+    else:
+        drawn = np.random.default_rng([count, 1969]).integers(0, 2, size=(2**ENUMERATED_DAYS - 1, count))
+        chosen = drawn[drawn.any(axis=1)]
+    return chosen / chosen.sum(axis=1, keepdims=True)
 
 
 def _faults(d: Decision) -> list[str]:
