@@ -91,7 +91,11 @@ def grpo_groups(
     yield dg.AssetCheckResult(
         check_name="order_does_not_matter", passed=not unstable, metadata={"windows": table(unstable)}
     )
-    shown = {"expected_pnl_within_groups_dollars": picture(group_spread(spread))} if spread else {}
+    shown = (
+        {"expected_pnl_within_groups_dollars": picture(group_spread(spread, "Expected PnL (dollars)"))}
+        if spread
+        else {}
+    )
     yield dg.MaterializeResult(metadata={"windows_in_run": len(context.partition_keys), **shown})
 
 

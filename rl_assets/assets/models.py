@@ -125,7 +125,7 @@ def training_batches(context: dg.AssetExecutionContext, database: Database, lake
             "windows": list(manifest.windows),
             "judgement_sets": list(manifest.judgement_sets),
             "episodes_by_snapshot": len(Counter(episode.snapshot_id for episode in episodes.values())),
-            "rewards_within_groups": picture(group_spread(rewards)),
+            "rewards_within_groups": picture(group_spread(rewards, "Reward (0 to 1)")),
             "manifest": dg.MetadataValue.path(directory / "manifest.json"),
         },
         check_results=[

@@ -112,7 +112,7 @@ def judged_rankings(
                 },
                 partition_key=window,
             )
-    shown = {"scores_by_policy": picture(reward_histogram(by_policy))} if by_policy else {}
+    shown = {"scores_by_policy": picture(reward_histogram(by_policy, "Score (0 to 1)"))} if by_policy else {}
     yield dg.MaterializeResult(metadata={"windows_in_run": len(context.partition_keys), **shown})
 
 

@@ -96,7 +96,7 @@ def recorded_trajectories(
         severity=dg.AssetCheckSeverity.WARN,
         metadata={"rows_by_reason": dict(reasons)},
     )
-    shown = {"pnl_by_policy_dollars": picture(reward_histogram(pnl))} if pnl else {}
+    shown = {"pnl_by_policy_dollars": picture(reward_histogram(pnl, "PnL (dollars per episode)"))} if pnl else {}
     yield dg.MaterializeResult(metadata={"windows_in_run": len(context.partition_keys), **shown})
 
 
