@@ -321,7 +321,7 @@ def _read(path: Path, snapshot_id: str) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise MalformedInput(f"{path} is missing; run `rl-assets snapshots generate` to write it again") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise MalformedInput(f"{path} is not JSON: {error}; regenerate it") from error
 
 
