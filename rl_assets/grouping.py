@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from rl_assets.episodes import Episode, digest
+from rl_assets.errors import ConfigurationError
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +36,11 @@ def build_groups(episodes: Iterable[Episode], *, window_id: str, group_size: int
 
     Episodes that cannot be trained on make groups of their own, so that they spoil no other. What cannot be trained on
     is kept, with the reason: an episode's `not_trainable`, or `group_of_one`.
+
+    Raises ConfigurationError if in groups of that size nothing could be compared.
     """
     if group_size < 2:
-        raise ValueError(f"a group of {group_size} compares nothing; ask for at least 2")
+        raise ConfigurationError(f"a group of {group_size} compares nothing; set the group size to at least 2")
     comparable: dict[tuple[str, str, str], list[Episode]] = defaultdict(list)
     for episode in episodes:
         kind, key = _common(episode, window_id)

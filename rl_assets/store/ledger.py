@@ -6,6 +6,7 @@ are claimed. Writers come one after another (`LOCK`), each in one transaction; r
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -146,10 +147,10 @@ def readiness(conn: psycopg.Connection, model_line: str, step: int | None) -> Re
 def claim_batch(
     conn: psycopg.Connection, *, model_line: str, base_step: int, minimum: int, forced_by: str | None
 ) -> Batch | None:
-    """Claim whole groups, oldest window first, until they hold `minimum` episodes; all that wait, if it is forced.
+    """Claim whole groups, oldest window first, until they hold `minimum` episodes.
 
-    Returns None, and claims nothing, if fewer wait or a batch of the line is in flight; if `forced_by` says who wants
-    one all the same, fewer will do, and LedgerConflict is raised where there is nothing to claim.
+    Returns None, and claims nothing, if fewer wait or a batch of the line is in flight. Where `forced_by` says who
+    wants one all the same, fewer will do if fewer wait; LedgerConflict is raised if there is nothing to claim.
     """
     with _writing(conn):
         in_flight = batches(conn, model_line=model_line, states=IN_FLIGHT, limit=1)
@@ -264,11 +265,10 @@ def advance_batch(
 
 def _free_name(conn: psycopg.Connection, content: object) -> str:
     """A batch's name: a hash of its content, and of how often that very content was claimed and freed before."""
-    for earlier in range(1_000_000):
-        name = f"batch-{digest([content, earlier])[:16]}"
-        if conn.execute("SELECT FROM rl_assets.batches WHERE id = %s", [name]).fetchone() is None:
-            return name
-    raise LedgerConflict("these episodes were claimed and freed a million times; find out why before claiming again")
+    names = (f"batch-{digest([content, earlier])[:16]}" for earlier in itertools.count())
+    return next(
+        name for name in names if conn.execute("SELECT FROM rl_assets.batches WHERE id = %s", [name]).fetchone() is None
+    )
 
 
 def _note(
@@ -291,22 +291,20 @@ def _note(
 def _writing(conn: psycopg.Connection) -> Iterator[None]:
     """A transaction, once no other writer of the ledger is in one.
 
-    Raises DatabaseError if one takes longer than a writer may.
+    Raises DatabaseError if somebody else stands in the way for longer than a writer takes.
     """
-    with conn.transaction():
-        (timeout,) = _row(conn, "SELECT set_config('lock_timeout', %s, true)", [f"{LOCK_SECONDS}s"])
-        try:
+    try:
+        with conn.transaction():
+            conn.execute("SELECT set_config('lock_timeout', %s, true)", [f"{LOCK_SECONDS}s"])
             conn.execute("SELECT pg_advisory_xact_lock(%s)", [LOCK])
-        except psycopg.errors.LockNotAvailable as error:
-            raise DatabaseError(
-                f"another process has been writing to the ledger for {timeout}; look for a session of rl-assets that "
-                "hangs in pg_stat_activity"
-            ) from error
-        yield
+            yield
+    except psycopg.errors.LockNotAvailable as error:
+        raise DatabaseError(
+            f"another session has held the ledger for {LOCK_SECONDS} s; look for it in pg_stat_activity, and end it"
+        ) from error
 
 
 def _row(conn: psycopg.Connection, query: LiteralString, parameters: Sequence[object]) -> tuple[Any, ...]:
     row = conn.execute(query, parameters).fetchone()
-    if row is None:
-        raise LedgerConflict("a row of the ledger is gone; restore schema rl_assets from a backup")
+    assert row is not None  # an aggregate always has one
     return row

@@ -108,8 +108,8 @@ def _resume(conn: psycopg.Connection, batch: Batch, runs: Runs) -> Look:
     if batch.state == "reserved" and _key(batch) not in runs.ended:
         return _request(batch, f"{batch.id} is claimed and has no run")
     if batch.state in ("reserved", "training"):
-        run_key = _key(batch)
-        return Look(record_failure(conn, batch.id, run_id="", run_key=run_key, error="its run ended without a result"))
+        ended = "its run ended without a result"
+        return Look(record_failure(conn, batch.id, run_id=batch.run_id or "", run_key=_key(batch), error=ended))
     repeats = sum(key.startswith(f"{_key(batch)}:after-") for key in runs.ended)
     if repeats >= ATTEMPTS:
         return Look(f"{batch.id} is {batch.state}, and what follows failed {repeats} times; read the error of its run")

@@ -2,64 +2,527 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+import json
+import threading
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 
 import psycopg
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from rl_assets.episodes import Episode
-from rl_assets.grouping import build_groups
-from rl_assets.judging import JudgementSet, OutcomeJudge
-from rl_assets.store.agents import provision_agents
-from rl_assets.store.episodes import changed_windows, new_trajectory_ids, write_episodes
-from rl_assets.store.ledger import advance_batch, claim_batch, claimed_ids, readiness, record_judgements
+from rl_assets.episodes import WINDOW_FORMAT, Policy
+from rl_assets.errors import DatabaseError, LedgerConflict
+from rl_assets.grouping import group_id
+from rl_assets.judging import JudgementSet, OutcomeJudge, unjudged
+from rl_assets.store import ledger
+from rl_assets.store.database import connect
+from rl_assets.store.episodes import changed_windows, read_episodes
+from rl_assets.store.ledger import (
+    NEXT,
+    Batch,
+    advance_batch,
+    batches,
+    claim_batch,
+    claimed_ids,
+    get_batch,
+    readiness,
+    record_judgements,
+)
 from rl_assets.training.manifest import Manifest
-from rl_assets_tests.store.made import SAMPLE, WINDOW, an_episode
+from rl_assets_tests.store.made import WINDOW
+from rl_assets_tests.store.waiting import LINE, judged, recorded, waiting
 
-LINE = SAMPLE.policy.name
-
-
-def played(conn: psycopg.Connection, snapshots: int, siblings: int = 2, **changes) -> list[Episode]:
-    """Recorded episodes that earn from one dollar on, a dollar more each."""
-    agent = provision_agents(conn, ["model"])["model"]
-    ids = new_trajectory_ids(snapshots * siblings)
-    episodes = [
-        an_episode(
-            trajectory_id=ids[n],
-            agent_id=agent,
-            snapshot_id=f"train-{n // siblings:06d}",
-            breaches=0,
-            expected_pnl=1.0 + n,
-            **changes,
-        )
-        for n in range(snapshots * siblings)
-    ]
-    write_episodes(conn, episodes)
-    return episodes
+LATER = "2026-11-23T09:00"
+PATHS = {
+    "reserved": [],
+    "failed": ["failed"],
+    "freed": ["freed"],
+    "training": ["training"],
+    "unknown": ["training", "unknown"],
+    "trained": ["training", "trained"],
+    "evaluated": ["training", "trained", "evaluated"],
+    "promoted": ["training", "trained", "evaluated", "promoted"],
+    "rejected": ["training", "trained", "evaluated", "rejected"],
+}
+"""How a claimed batch comes into each state."""
 
 
-def judge(conn: psycopg.Connection, episodes: Sequence[Episode], group_size: int = 2, window: str = WINDOW) -> int:
-    groups = build_groups(episodes, window_id=window, group_size=group_size)
-    by_id = {episode.trajectory_id: episode for episode in episodes}
-    ranker = OutcomeJudge()
-    return record_judgements(conn, JudgementSet.of(window, ranker, [ranker.rank(g, by_id) for g in groups], groups))
+class Stricter(OutcomeJudge):
+    """A judge of another version."""
+
+    version = "2"
 
 
-def claim(conn: psycopg.Connection, minimum: int, forced_by: str | None = None):
-    return claim_batch(conn, model_line=LINE, base_step=0, minimum=minimum, forced_by=forced_by)
+def claim(conn: psycopg.Connection, minimum: int = 2, *, line: str = LINE, forced_by: str | None = None) -> Batch:
+    batch = claim_batch(conn, model_line=line, base_step=0, minimum=minimum, forced_by=forced_by)
+    assert batch is not None
+    return batch
 
 
-def test_judged_episodes_wait_are_claimed_and_are_used(conn: psycopg.Connection):
-    episodes = played(conn, 4)
-    assert judge(conn, episodes) == 8
-    assert readiness(conn, LINE, 0).fresh == 8
+def brought_to(conn: psycopg.Connection, batch: Batch, state: str) -> Batch:
+    for step in PATHS[state]:
+        batch = advance_batch(conn, batch.id, step)
+    return batch
+
+
+def ids_of(batch: Batch) -> set[str]:
+    return set(Manifest.from_json(batch.manifest).trajectory_ids)
+
+
+def one(conn: psycopg.Connection, query: str, *parameters: object) -> tuple:
+    row = conn.execute(query, parameters or None).fetchone()  # pyright: ignore[reportArgumentType, reportCallIssue]
+    assert row is not None
+    return row
+
+
+def test_judged_episodes_wait_until_a_batch_claims_them_in_whole_groups(conn: psycopg.Connection):
+    episodes = recorded(conn, 12, siblings=4)
+    assert record_judgements(conn, judged(episodes, group_size=4)) == 12
     batch = claim(conn, 5)
-    assert batch is not None and batch.episodes == 6
     manifest = Manifest.from_json(batch.manifest)
+    assert (batch.state, batch.attempt, batch.episodes, batch.groups) == ("reserved", 1, 8, 2)
     assert sorted(manifest.trajectory_ids) == claimed_ids(conn, batch.id)
-    advance_batch(conn, batch.id, "training", run_id="run")
-    trained = advance_batch(conn, batch.id, "trained", result={"step": 1})
-    assert (trained.state, trained.run_id, trained.result) == ("trained", "run", {"step": 1})
-    used = conn.execute('SELECT "trajectoryId" FROM trajectories WHERE "trainedInBatch" = %s', [batch.id]).fetchall()
-    assert sorted(identity for (identity,) in used) == claimed_ids(conn, batch.id)
+    assert {len(group.trajectory_ids) for group in manifest.groups} == {4}
+    assert manifest.windows == (WINDOW,)
+    assert manifest.batch_id == batch.id
+    scores = {v.trajectory_id: v.score for r in judged(episodes, group_size=4).rankings for v in r.verdicts}
+    assert {i: r for g in manifest.groups for i, r in zip(g.trajectory_ids, g.rewards, strict=True)} == {
+        identity: scores[identity] for identity in manifest.trajectory_ids
+    }
+    ready = readiness(conn, LINE, 0)
+    assert (ready.fresh, ready.trainable_groups, ready.claimed, ready.in_flight_batch) == (4, 1, 8, batch.id)
+
+
+def test_a_second_claim_takes_only_what_is_new(conn: psycopg.Connection):
+    waiting(conn, 6)
+    first = brought_to(conn, claim(conn, 6), "rejected")
+    assert claim_batch(conn, model_line=LINE, base_step=0, minimum=1, forced_by=None) is None
+    new = waiting(conn, 4, window=LATER)
+    second = claim(conn, 4)
+    assert ids_of(second) == {episode.trajectory_id for episode in new}
+    assert not ids_of(first) & ids_of(second)
+
+
+def test_too_few_are_not_claimed_unless_somebody_forces_it(conn: psycopg.Connection):
+    waiting(conn, 6)
+    assert claim_batch(conn, model_line=LINE, base_step=0, minimum=7, forced_by=None) is None
+    assert readiness(conn, LINE, 0).fresh == 6
+    forced = claim(conn, 7, forced_by="a test")
+    assert (forced.episodes, forced.forced_by) == (6, "a test")
+    with pytest.raises(LedgerConflict, match=f"{forced.id} of {LINE} is reserved"):
+        claim(conn, 7, forced_by="a test")
+    brought_to(conn, forced, "promoted")
+    with pytest.raises(LedgerConflict, match="no fresh episode"):
+        claim(conn, 7, forced_by="a test")
+
+
+def test_only_episodes_of_the_step_that_is_trained_on_are_claimed(conn: psycopg.Connection):
+    episodes = [
+        *recorded(conn, 2, policy=Policy(LINE, 0)),
+        *recorded(conn, 4, policy=Policy(LINE, 1)),
+        *recorded(conn, 2, policy=Policy("another", 1)),
+        *recorded(conn, 2, policy=Policy("hold")),
+    ]
+    record_judgements(conn, judged(episodes))
+    assert [readiness(conn, LINE, step).fresh for step in (0, 1, 2, None)] == [2, 4, 0, 0]
+    batch = claim_batch(conn, model_line=LINE, base_step=1, minimum=1, forced_by=None)
+    assert batch is not None
+    assert {episode.policy.step for episode in read_episodes(conn, claimed_ids(conn, batch.id)).values()} == {1}
+
+
+def test_recording_a_judgement_again_changes_nothing(conn: psycopg.Connection):
+    episodes = recorded(conn, 4)
+    assert record_judgements(conn, judged(episodes)) == 4
+    assert record_judgements(conn, judged(episodes)) == 0
+    assert readiness(conn, LINE, 0).fresh == 4
+    assert one(conn, "SELECT count(*) FROM rl_assets.judgement_sets") == (1,)
+    assert one(conn, "SELECT count(*) FROM reward_judgments") == (4,)
+
+
+def test_a_newer_judgement_replaces_what_is_not_claimed_and_leaves_the_rest(conn: psycopg.Connection):
+    episodes = recorded(conn, 8)
+    record_judgements(conn, judged(episodes))
+    before = claim(conn, 4)
+    richer = [replace(episode, expected_pnl=(episode.expected_pnl or 0) * 3) for episode in episodes]
+    newest = judged(richer, judge=Stricter())
+    assert record_judgements(conn, newest) == 0
+    assert get_batch(conn, before.id) == before
+    brought_to(conn, before, "rejected")
+    after = claim(conn, 4)
+    assert Manifest.from_json(after.manifest).judgement_sets == (newest.id,)
+    assert ids_of(after) == {e.trajectory_id for e in episodes} - ids_of(before)
+
+
+def test_freed_episodes_come_back_as_the_newest_judgement_sees_them(conn: psycopg.Connection):
+    episodes = recorded(conn, 8)
+    record_judgements(conn, judged(episodes))
+    batch = claim(conn, 4)
+    newest = judged(episodes, judge=Stricter())
+    record_judgements(conn, newest)
+    brought_to(conn, batch, "freed")
+    assert claimed_ids(conn, batch.id) == []
+    assert readiness(conn, LINE, 0).fresh == 8
+    again = claim(conn, 8)
+    assert Manifest.from_json(again.manifest).judgement_sets == (newest.id,)
+
+
+def test_the_same_episodes_claimed_again_are_another_batch_and_names_repeat_on_another_machine(
+    conn: psycopg.Connection,
+):
+    waiting(conn, 4)
+    names = []
+    for _ in range(3):
+        batch = claim(conn, 4)
+        names.append(batch.id)
+        brought_to(conn, batch, "freed")
+    assert len(set(names)) == 3
+    assert all(name.startswith("batch-") and len(name) == len("batch-") + 16 for name in names)
+    conn.execute("DELETE FROM rl_assets.offers")
+    conn.execute("TRUNCATE rl_assets.batches, rl_assets.groups CASCADE")
+    episodes = read_episodes(conn, [i for (i,) in conn.execute('SELECT "trajectoryId" FROM trajectories').fetchall()])
+    record_judgements(conn, judged(list(episodes.values())))
+    assert claim(conn, 4).id == names[0]
+
+
+def test_of_a_group_that_grew_after_a_claim_only_the_new_members_wait(conn: psycopg.Connection):
+    early = recorded(conn, 4, siblings=4)
+    record_judgements(conn, judged(early, group_size=8))
+    batch = claim(conn, 4)
+    late = [replace(e, expected_pnl=100.0 + n) for n, e in enumerate(recorded(conn, 3, siblings=4))]
+    whole = judged([*early, *late], group_size=8)
+    assert record_judgements(conn, whole) == 3
+    brought_to(conn, batch, "rejected")
+    (group,) = Manifest.from_json(claim(conn, 3).manifest).groups
+    new = {episode.trajectory_id for episode in late}
+    assert set(group.trajectory_ids) == new
+    assert group.group_id == group_id(whole.groups[0].kind, whole.groups[0].key, new)
+
+
+def test_what_is_gone_or_was_used_by_somebody_else_does_not_wait(conn: psycopg.Connection):
+    episodes = recorded(conn, 8)
+    conn.execute('DELETE FROM trajectories WHERE "trajectoryId" = %s', [episodes[0].trajectory_id])
+    conn.execute(
+        'UPDATE trajectories SET "usedInTraining" = true WHERE "trajectoryId" = %s', [episodes[2].trajectory_id]
+    )
+    assert record_judgements(conn, judged(episodes)) == 4
+
+
+def test_groups_without_a_verdict_wait_for_a_judge_and_keep_an_earlier_one(conn: psycopg.Connection):
+    whole = judged(recorded(conn, 6))
+    groups = whole.groups
+
+    def partly(judged_groups: Sequence[int]) -> JudgementSet:
+        rankings = [
+            whole.rankings[n] if n in judged_groups else unjudged(group, "judge_failed")
+            for n, group in enumerate(groups)
+        ]
+        return JudgementSet.of(WINDOW, OutcomeJudge(), rankings, groups)
+
+    assert record_judgements(conn, partly([0])) == 2
+    assert readiness(conn, LINE, 0).waiting_groups == 2
+    assert record_judgements(conn, partly([1])) == 2
+    ready = readiness(conn, LINE, 0)
+    assert (ready.waiting_groups, ready.fresh) == (1, 4)
+
+
+def test_what_no_training_can_use_is_judged_but_does_not_wait(conn: psycopg.Connection):
+    episodes = recorded(conn, 5)
+    equal = [replace(episode, expected_pnl=1.0) for episode in episodes]
+    assert record_judgements(conn, judged(equal)) == 0
+    ready = readiness(conn, LINE, 0)
+    assert (ready.fresh, ready.trainable_groups, ready.waiting_groups) == (0, 0, 0)
+    assert one(conn, "SELECT count(*) FROM reward_judgments") == (5,)
+
+
+def test_babylon_sees_scores_and_takes_them_for_no_news(conn: psycopg.Connection):
+    episodes = recorded(conn, 4)
+    assert [state.rows for state in changed_windows(conn, None, 10)] == [4]
+    judgement = judged(episodes)
+    record_judgements(conn, judgement)
     assert changed_windows(conn, None, 10) == []
-    assert readiness(conn, LINE, 0).fresh == 2
+    for ranking in judgement.rankings:
+        for verdict in ranking.verdicts:
+            assert one(
+                conn,
+                """SELECT "judgeModel", "judgeVersion", "overallScore", "rank", "normalizedScore", "groupId",
+                          "reasoning", "aiJudgeReward", "aiJudgeReasoning", t."judgedAt" = j."judgedAt"
+                   FROM reward_judgments AS j JOIN trajectories AS t USING ("trajectoryId")
+                   WHERE "trajectoryId" = %s""",
+                verdict.trajectory_id,
+            ) == (
+                *("outcome", OutcomeJudge.version, verdict.score, verdict.rank, 2.0 - verdict.rank, ranking.group_id),
+                *(verdict.explanation, verdict.score, verdict.explanation, True),
+            )
+    components, criteria = one(conn, 'SELECT "componentScoresJson", "criteriaJson" FROM reward_judgments LIMIT 1')
+    assert set(json.loads(components)) == {"pnl", "drawdown", "breaches"}
+    assert json.loads(criteria) == OutcomeJudge().criteria
+    record_judgements(conn, judged(episodes, judge=Stricter()))
+    assert one(conn, 'SELECT count(*), min("judgeVersion") FROM reward_judgments') == (4, "2")
+    assert changed_windows(conn, None, 10) == []
+
+
+def test_training_marks_exactly_the_episodes_of_the_batch_as_used(conn: psycopg.Connection):
+    waiting(conn, 8)
+    batch = brought_to(conn, claim(conn, 4), "training")
+    result = {"step": 1, "metrics": {"loss": 0.5}}
+    trained = advance_batch(conn, batch.id, "trained", run_id="run", result=result)
+    assert (trained.state, trained.run_id, trained.result) == ("trained", "run", result)
+    used = conn.execute(
+        'SELECT "trajectoryId" FROM trajectories WHERE "usedInTraining" AND "trainedInBatch" = %s', [batch.id]
+    ).fetchall()
+    assert sorted(identity for (identity,) in used) == claimed_ids(conn, batch.id)
+    assert one(conn, 'SELECT count(*) FROM trajectories WHERE "usedInTraining"') == (4,)
+    status, window, ids, rewards = one(
+        conn, 'SELECT "status", "scenarioId", "trajectoryIds", "rewardsJson" FROM training_batches'
+    )
+    manifest = Manifest.from_json(batch.manifest)
+    assert (status, window, tuple(json.loads(ids))) == ("completed", WINDOW, manifest.trajectory_ids)
+    assert json.loads(rewards) == [reward for group in manifest.groups for reward in group.rewards]
+    assert changed_windows(conn, None, 10) == []
+
+
+def test_a_training_that_cannot_be_entered_whole_is_not_entered_at_all(conn: psycopg.Connection):
+    waiting(conn, 4)
+    batch = brought_to(conn, claim(conn, 4), "training")
+    conn.execute('ALTER TABLE training_batches ADD CONSTRAINT "closed" CHECK (false)')
+    with pytest.raises(psycopg.errors.CheckViolation):
+        advance_batch(conn, batch.id, "trained")
+    assert get_batch(conn, batch.id) == batch
+    assert one(conn, 'SELECT count(*) FROM trajectories WHERE "usedInTraining"') == (0,)
+    conn.execute('ALTER TABLE training_batches DROP CONSTRAINT "closed"')
+    assert advance_batch(conn, batch.id, "trained").state == "trained"
+
+
+def test_a_judgement_that_cannot_be_entered_whole_is_not_entered_at_all(conn: psycopg.Connection):
+    episodes = recorded(conn, 4)
+    conn.execute('ALTER TABLE reward_judgments ADD CONSTRAINT "closed" CHECK (false)')
+    with pytest.raises(psycopg.errors.CheckViolation):
+        record_judgements(conn, judged(episodes))
+    assert one(conn, "SELECT count(*) FROM rl_assets.judgement_sets") == (0,)
+    assert readiness(conn, LINE, 0).fresh == 0
+
+
+def test_a_batch_goes_only_where_it_may(conn: psycopg.Connection):
+    record_judgements(conn, judged([e for state in PATHS for e in recorded(conn, 2, policy=Policy(state, 0))]))
+    for state in PATHS:
+        batch = brought_to(conn, claim(conn, line=state), state)
+        assert batch.state == state
+        assert advance_batch(conn, batch.id, state) == batch
+        for target in sorted(NEXT.keys() - {state} - set(NEXT[state])):
+            with pytest.raises(LedgerConflict, match=f"is {state} and cannot become {target}"):
+                advance_batch(conn, batch.id, target)
+        assert get_batch(conn, batch.id) == batch
+
+
+def test_every_change_of_state_is_written_down(conn: psycopg.Connection):
+    waiting(conn, 2)
+    batch = claim(conn)
+    advance_batch(conn, batch.id, "training", run_id="first")
+    failed = advance_batch(conn, batch.id, "failed", run_id="first", error="out of memory")
+    assert failed.error == "out of memory"
+    again = advance_batch(conn, batch.id, "reserved")
+    assert (again.attempt, again.error, ids_of(again)) == (2, None, ids_of(batch))
+    assert conn.execute(
+        "SELECT from_state, to_state, attempt, run_id, error FROM rl_assets.batch_events ORDER BY id"
+    ).fetchall() == [
+        (None, "reserved", 1, None, None),
+        ("reserved", "training", 1, "first", None),
+        ("training", "failed", 1, "first", "out of memory"),
+        ("failed", "reserved", 2, None, None),
+    ]
+    with pytest.raises(psycopg.errors.RaiseException, match="only ever added"):
+        conn.execute("DELETE FROM rl_assets.batch_events")
+
+
+def test_a_failed_batch_is_not_tried_again_beside_another(conn: psycopg.Connection):
+    waiting(conn, 4)
+    failed = brought_to(conn, claim(conn, 2), "failed")
+    other = claim(conn, 2)
+    assert not ids_of(failed) & ids_of(other)
+    with pytest.raises(LedgerConflict, match=f"while {other.id} is reserved"):
+        advance_batch(conn, failed.id, "reserved")
+    brought_to(conn, other, "rejected")
+    assert advance_batch(conn, failed.id, "reserved").attempt == 2
+
+
+def test_a_batch_that_is_not_there_is_named(conn: psycopg.Connection):
+    for ask in (get_batch, lambda c, name: advance_batch(c, name, "training")):
+        with pytest.raises(LedgerConflict, match="no batch 'batch-nowhere'"):
+            ask(conn, "batch-nowhere")
+
+
+def test_batches_are_listed_newest_first(conn: psycopg.Connection):
+    waiting(conn, 6)
+    made = [brought_to(conn, claim(conn, 2), state).id for state in ("rejected", "failed", "trained")]
+    assert [batch.id for batch in batches(conn, model_line=LINE)] == made[::-1]
+    assert [batch.id for batch in batches(conn, model_line=LINE, limit=1)] == made[-1:]
+    assert [batch.id for batch in batches(conn, model_line=LINE, states=("failed",))] == [made[1]]
+    assert batches(conn, model_line="another") == []
+
+
+def test_whoever_holds_the_ledger_for_too_long_is_told_of(
+    conn: psycopg.Connection, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+):
+    waiting(conn, 2)
+    monkeypatch.setattr(ledger, "LOCK_SECONDS", 0.05)
+    with connect(postgres_url) as other, other.transaction():
+        other.execute("SELECT pg_advisory_xact_lock(%s)", [ledger.LOCK])
+        with pytest.raises(DatabaseError, match="pg_stat_activity"):
+            claim(conn)
+    assert claim(conn).episodes == 2
+
+
+def test_of_many_claims_at_once_one_succeeds(conn: psycopg.Connection, postgres_url: str):
+    waiting(conn, 8)
+    start = threading.Barrier(8)
+
+    def rush(_: int) -> Batch | None:
+        with connect(postgres_url) as own:
+            start.wait()
+            return claim_batch(own, model_line=LINE, base_step=0, minimum=2, forced_by=None)
+
+    with ThreadPoolExecutor(8) as pool:
+        claimed = [batch for batch in pool.map(rush, range(8)) if batch is not None]
+    assert len(claimed) == 1
+    assert readiness(conn, LINE, 0).fresh == 6
+
+
+def test_episodes_are_trained_on_once_while_everybody_works_at_once(conn: psycopg.Connection, postgres_url: str):
+    """Claimers that fail, free, retry and train race with judges that record and re-judge windows."""
+    windows = [f"2026-11-23T{hour:02d}:00" for hour in range(6)]
+    recorded_in = {window: recorded(conn, 10, window=window) for window in windows}
+    judges_done = threading.Event()
+
+    def judging(own_windows: Sequence[str]) -> None:
+        with connect(postgres_url) as own:
+            for judge, window in itertools.product((OutcomeJudge(), Stricter(), OutcomeJudge()), own_windows):
+                record_judgements(own, judged(recorded_in[window], window=window, judge=judge))
+
+    def training(number: int) -> None:
+        with connect(postgres_url) as own:
+            for turn in itertools.count():
+                finished = judges_done.is_set()
+                batch = claim_batch(own, model_line=LINE, base_step=0, minimum=4, forced_by=None)
+                if batch is not None:
+                    if (turn + number) % 3 == 0:
+                        brought_to(own, batch, "freed")
+                        continue
+                    if (turn + number) % 3 == 1:
+                        brought_to(own, batch, "failed")
+                        try:
+                            advance_batch(own, batch.id, "reserved")
+                        except LedgerConflict:  # another claimer was quicker
+                            advance_batch(own, batch.id, "freed")
+                            continue
+                    brought_to(own, batch, "rejected")
+                elif finished and readiness(own, LINE, 0).fresh < 4:
+                    return
+
+    with ThreadPoolExecutor(6) as pool:
+        trainers = [pool.submit(training, number) for number in range(4)]
+        judges = [pool.submit(judging, part) for part in (windows[:3], windows[3:])]
+        for judge in judges:
+            judge.result()
+        judges_done.set()
+        for trainer in trainers:
+            trainer.result()
+    trained = Counter(i for b in batches(conn, model_line=LINE, states=("rejected",), limit=1000) for i in ids_of(b))
+    everybody = {episode.trajectory_id for episodes in recorded_in.values() for episode in episodes}
+    assert set(trained.values()) == {1}
+    assert len(everybody - trained.keys()) == readiness(conn, LINE, 0).fresh < 4
+    (used,) = one(conn, 'SELECT count(*) FROM trajectories WHERE "usedInTraining"')
+    assert used == len(trained)
+
+
+@dataclass
+class Bookkeeping:
+    """One model line in a history of its own, and what must be true of it at any time."""
+
+    conn: psycopg.Connection
+    line: str
+    windows: Iterator[str]
+    judged: dict[str, list] = field(default_factory=dict)
+    versions: dict[str, int] = field(default_factory=dict)
+
+    def record(self, groups: int) -> None:
+        window = next(self.windows)
+        self.judged[window] = recorded(self.conn, groups * 2, window=window, policy=Policy(self.line, 0))
+        self.judge(window, 1)
+
+    def judge(self, window: str, version: int) -> None:
+        judge = OutcomeJudge()
+        judge.version = str(version)
+        record_judgements(self.conn, judged(self.judged[window], window=window, judge=judge))
+        self.versions[window] = version
+
+    def grow(self, groups: int) -> None:
+        for window, version in list(self.versions.items())[-1:]:
+            more = recorded(
+                self.conn,
+                groups * 2,
+                window=window,
+                policy=Policy(self.line, 0),
+                first_snapshot=len(self.judged[window]),
+            )
+            self.judged[window] += more
+            self.judge(window, version)
+
+    def judge_again(self, which: int) -> None:
+        windows = list(self.versions)
+        if windows:
+            window = windows[which % len(windows)]
+            self.judge(window, self.versions[window] + 1)
+
+    def claim(self, minimum: int) -> None:
+        claim_batch(self.conn, model_line=self.line, base_step=0, minimum=minimum, forced_by=None)
+
+    def advance(self, which: int, state: str) -> None:
+        able = [b for b in batches(self.conn, model_line=self.line) if state in NEXT[b.state]]
+        if able:
+            batch = able[which % len(able)]
+            try:
+                advance_batch(self.conn, batch.id, state)
+            except LedgerConflict:
+                assert state == "reserved" and readiness(self.conn, self.line, 0).in_flight_batch
+
+    def check(self) -> None:
+        made = batches(self.conn, model_line=self.line)
+        held = {batch.id: claimed_ids(self.conn, batch.id) for batch in made}
+        for batch in made:
+            assert held[batch.id] == ([] if batch.state == "freed" else sorted(ids_of(batch)))
+        times = Counter(identity for ids in held.values() for identity in ids)
+        assert set(times.values()) <= {1}
+        everybody = {episode.trajectory_id for episodes in self.judged.values() for episode in episodes}
+        ready = readiness(self.conn, self.line, 0)
+        assert times.keys() <= everybody
+        assert ready.fresh + len(times) == len(everybody)
+        assert ready.claimed == len(times)
+        assert sum(batch.state in ledger.IN_FLIGHT for batch in made) <= 1
+
+
+operations = st.one_of(
+    st.tuples(st.just("record"), st.integers(1, 3)),
+    st.tuples(st.just("grow"), st.integers(1, 2)),
+    st.tuples(st.just("judge_again"), st.integers(0, 9)),
+    st.tuples(st.just("claim"), st.integers(1, 8)),
+    st.tuples(st.just("advance"), st.integers(0, 9), st.sampled_from(sorted(NEXT))),
+)
+_hours = itertools.count()
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(history=st.lists(operations, min_size=5, max_size=25))
+def test_no_episode_is_lost_or_in_two_batches_whatever_happens(conn: psycopg.Connection, history: list[tuple]):
+    first = next(_hours)
+    hours = (datetime(2027, 1, 1, tzinfo=UTC) + timedelta(hours=first * 100 + n) for n in itertools.count())
+    books = Bookkeeping(conn, f"line-{first}", (hour.strftime(WINDOW_FORMAT) for hour in hours))
+    books.record(2)
+    for operation, *arguments in history:
+        getattr(books, operation)(*arguments)
+        books.check()

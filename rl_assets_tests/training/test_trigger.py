@@ -1,0 +1,203 @@
+"""Whether to train now: what a look at the queue and at the runs leads to."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from rl_assets.errors import LedgerConflict
+from rl_assets.judging import JudgementSet, OutcomeJudge, unjudged
+from rl_assets.registry.models import register_base
+from rl_assets.store.ledger import advance_batch, batches, claimed_ids, get_batch, record_judgements
+from rl_assets.training.trigger import ATTEMPTS, Look, Runs, claim, look, record_failure
+from rl_assets_tests.store.waiting import LINE, judged, recorded, waiting
+
+LATER = "2026-11-23T09:00"
+NO_RUNS = Runs(None, frozenset())
+
+
+@pytest.fixture
+def line(conn: psycopg.Connection) -> psycopg.Connection:
+    """A database with a model line whose champion is step 0."""
+    register_base(conn, LINE, Path("/nowhere/0000"), "0" * 64, metrics={})
+    return conn
+
+
+def looked(
+    conn: psycopg.Connection, runs: Runs | Callable[[str], Runs] = NO_RUNS, *, minimum: int = 4, line: str = LINE
+) -> Look:
+    runs_of = runs if callable(runs) else lambda _: runs
+    return look(conn, model_line=line, minimum=minimum, runs_of=runs_of)
+
+
+def ended(*run_keys: str) -> Runs:
+    return Runs(None, frozenset(run_keys))
+
+
+def claimed(conn: psycopg.Connection) -> str:
+    """The id of a batch of four episodes that a look has just claimed."""
+    waiting(conn, 4)
+    batch = looked(conn).batch
+    assert batch is not None
+    return batch.id
+
+
+def test_999_are_too_few_and_with_one_more_1000_are_claimed(line: psycopg.Connection):
+    waiting(line, 990, siblings=10)
+    nine = waiting(line, 9, siblings=10, window=LATER)
+    found = looked(line, minimum=1000)
+    assert (found.reason, found.batch, found.run_key) == ("999 of 1000 fresh episodes", None, None)
+    assert batches(line, model_line=LINE) == []
+    late = recorded(line, 1, siblings=10, window=LATER)
+    record_judgements(line, judged([*nine, *late], window=LATER, group_size=10))
+    found = looked(line, minimum=1000)
+    assert found.batch is not None
+    assert (found.batch.episodes, found.run_key) == (1000, f"{found.batch.id}:1")
+    assert found.reason == f"1000 of 1000 fresh episodes: claimed as {found.batch.id}, on top of step 0"
+
+
+def test_after_a_training_only_new_episodes_are_claimed(line: psycopg.Connection):
+    first = claimed(line)
+    for state in ("training", "trained", "evaluated", "rejected"):
+        advance_batch(line, first, state)
+    assert looked(line).reason == "0 of 4 fresh episodes"
+    new = waiting(line, 4, window=LATER)
+    second = looked(line).batch
+    assert second is not None
+    assert claimed_ids(line, second.id) == sorted(episode.trajectory_id for episode in new)
+
+
+def test_the_reason_says_how_many_groups_wait_for_a_judge(line: psycopg.Connection):
+    groups = judged(recorded(line, 4)).groups
+    rankings = [unjudged(group, "judge_failed") for group in groups]
+    record_judgements(line, JudgementSet.of(groups[0].window_id, OutcomeJudge(), rankings, groups))
+    assert looked(line).reason == "0 of 4 fresh episodes; 2 groups wait for a judge"
+
+
+def test_without_a_champion_nothing_is_claimed(conn: psycopg.Connection):
+    waiting(conn, 4)
+    assert "materialize base_policy" in looked(conn).reason
+    assert batches(conn, model_line=LINE) == []
+
+
+def test_a_claim_that_lost_its_run_request_is_requested_again_under_the_same_key(line: psycopg.Connection):
+    batch_id = claimed(line)
+    for _ in range(2):
+        found = looked(line)
+        assert (found.run_key, found.reason) == (f"{batch_id}:1", f"{batch_id} is claimed and has no run")
+    assert looked(line, Runs("run-7", frozenset())).reason == f"{batch_id} is reserved, in run run-7"
+
+
+def test_a_batch_in_flight_is_left_alone_however_many_episodes_wait(line: psycopg.Connection):
+    batch_id = claimed(line)
+    waiting(line, 8, window=LATER)
+    advance_batch(line, batch_id, "training", run_id="run-7")
+    found = looked(line, Runs("run-7", frozenset()))
+    assert (found.run_key, found.reason) == (None, f"{batch_id} is training, in run run-7")
+    for forced_by in (None, "a test"):
+        found = claim(line, model_line=LINE, minimum=4, forced_by=forced_by)
+        assert found.batch is None
+        assert found.reason.startswith(f"{batch_id} is in flight")
+    assert len(batches(line, model_line=LINE)) == 1
+
+
+@pytest.mark.parametrize("state", ["reserved", "training"])
+def test_a_run_that_died_is_a_failed_attempt_and_attempts_are_counted(line: psycopg.Connection, state: str):
+    batch_id = claimed(line)
+    for attempt in range(1, ATTEMPTS + 1):
+        if state == "training":
+            advance_batch(line, batch_id, state, run_id=f"run-{attempt}")
+        found = looked(line, ended(f"{batch_id}:{attempt}"))
+        assert found.run_key is None
+        assert get_batch(line, batch_id).state == "failed"
+        if attempt < ATTEMPTS:
+            again = looked(line)
+            assert again.run_key == f"{batch_id}:{attempt + 1}"
+            assert again.reason == f"{batch_id} is tried again: attempt {attempt + 1} of {ATTEMPTS}"
+    assert looked(line).batch is None
+    assert get_batch(line, batch_id).state == "failed"
+    assert len(claimed_ids(line, batch_id)) == 4
+
+
+def test_new_episodes_are_trained_on_although_an_older_batch_has_failed_for_good(line: psycopg.Connection):
+    batch_id = claimed(line)
+    for attempt in range(1, ATTEMPTS + 1):
+        looked(line, ended(f"{batch_id}:{attempt}"))
+        if attempt < ATTEMPTS:
+            looked(line)
+    waiting(line, 4, window=LATER)
+    found = looked(line)
+    assert found.batch is not None
+    assert not set(claimed_ids(line, found.batch.id)) & set(claimed_ids(line, batch_id))
+
+
+def test_what_follows_a_training_is_repeated_under_new_keys_and_then_left_to_a_person(line: psycopg.Connection):
+    batch_id = claimed(line)
+    for state in ("training", "trained"):
+        advance_batch(line, batch_id, state)
+    keys = [f"{batch_id}:1"]
+    for turn in range(1, ATTEMPTS + 1):
+        found = looked(line, ended(*keys))
+        assert found.run_key == f"{batch_id}:1:after-{turn}"
+        keys.append(f"{batch_id}:1:after-{turn}")
+    found = looked(line, ended(*keys))
+    assert found.run_key is None
+    assert "read the error of its run" in found.reason
+    assert get_batch(line, batch_id).state == "trained"
+
+
+def test_a_batch_of_which_nobody_knows_is_left_to_a_person(line: psycopg.Connection):
+    batch_id = claimed(line)
+    for state in ("training", "unknown"):
+        advance_batch(line, batch_id, state)
+    found = looked(line, ended(f"{batch_id}:1"))
+    assert found.run_key is None
+    assert "nobody knows" in found.reason
+
+
+def test_a_failure_counts_for_the_attempt_that_it_belongs_to(line: psycopg.Connection):
+    batch_id = claimed(line)
+    said = record_failure(line, batch_id, run_id="r1", run_key=f"{batch_id}:1", error="out of memory")
+    assert said == f"{batch_id} is failed: out of memory"
+    assert get_batch(line, batch_id).error == "out of memory"
+    looked(line)
+    said = record_failure(line, batch_id, run_id="r1", run_key=f"{batch_id}:1", error="out of memory")
+    assert "earlier attempt" in said
+    assert get_batch(line, batch_id).state == "reserved"
+
+
+def test_a_failure_after_the_training_takes_nothing_back(line: psycopg.Connection):
+    batch_id = claimed(line)
+    for state in ("training", "trained"):
+        advance_batch(line, batch_id, state)
+    said = record_failure(line, batch_id, run_id="r2", run_key=f"{batch_id}:1:after-1", error="no gate")
+    assert said == f"{batch_id} stays trained: run r2 failed with no gate"
+    assert get_batch(line, batch_id).state == "trained"
+
+
+def test_forcing_overrides_the_threshold_and_says_so(line: psycopg.Connection, caplog: pytest.LogCaptureFixture):
+    with pytest.raises(LedgerConflict, match="no fresh episode"):
+        claim(line, model_line=LINE, minimum=1000, forced_by="a test")
+    waiting(line, 6)
+    with caplog.at_level(logging.WARNING):
+        found = claim(line, model_line=LINE, minimum=1000, forced_by="a test")
+    assert found.batch is not None
+    assert (found.batch.episodes, found.batch.forced_by) == (6, "a test")
+    assert "the threshold of 1000 is overridden by a test: 6 fresh episodes" in caplog.text
+
+
+def test_runs_are_asked_for_once_and_only_of_the_batch_in_flight(line: psycopg.Connection):
+    asked: list[str] = []
+
+    def runs_of(batch_id: str) -> Runs:
+        asked.append(batch_id)
+        return NO_RUNS
+
+    batch_id = claimed(line)
+    asked.clear()
+    looked(line, runs_of)
+    assert asked == [batch_id]
