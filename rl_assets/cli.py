@@ -15,6 +15,8 @@ import click
 from rl_assets.commands.db import db
 from rl_assets.commands.harness import demo, harness
 from rl_assets.commands.models import models
+from rl_assets.commands.play import play
+from rl_assets.commands.serve import serve
 from rl_assets.commands.snapshots import snapshots
 from rl_assets.commands.train import train
 from rl_assets.commands.ui import ui
@@ -32,7 +34,7 @@ def cli() -> None:
     """Continuous reinforcement learning of market agents: play, record, judge, train, gate, deploy."""
 
 
-for command in (demo, harness, train, models, snapshots, ui, db, verify):
+for command in (demo, harness, train, models, snapshots, ui, db, verify, serve, play):
     cli.add_command(command)
 
 

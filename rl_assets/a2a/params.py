@@ -101,6 +101,6 @@ def parse(model: type[P], params: dict[str, Any]) -> P:
         raise Refused(f"parameters are wrong ({'; '.join(faults)}); this operation takes: {known}") from error
 
 
-def shown(text: str) -> str:
-    """A caller's text as an error may repeat it: short, and printable."""
-    return "".join(c if c.isprintable() else "\ufffd" for c in text[:SHOWN]) + ("…" if len(text) > SHOWN else "")
+def shown(text: str, most: int = SHOWN) -> str:
+    """A stranger's text as we may repeat it: short, and printable."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in text[:most]) + ("…" if len(text) > most else "")

@@ -224,6 +224,10 @@ class MarketServer:
                 raise OSError(f"the server on {self.url} did not start")
             time.sleep(0.01)
 
+    @property
+    def running(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
     def stop(self) -> None:
         """Answer what is being asked, record what has finished, and end."""
         if self._server is not None and self._thread is not None:

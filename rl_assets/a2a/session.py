@@ -126,6 +126,11 @@ class Room:
         return self.game.engine.done
 
     @property
+    def full(self) -> bool:
+        """Whether all agents have joined, which is when the market opens."""
+        return len(self.sessions) == self.seats
+
+    @property
     def waiting_for(self) -> int:
         """Agents that have not joined, or not acted in this tick."""
         return 0 if self.finished else self.seats - sum(s.acted or s.gone for s in self.sessions)
@@ -145,13 +150,13 @@ class Room:
     def sit(self, session: Session) -> None:
         """Take a free place. The clock of the first tick starts when the last place is taken."""
         self.sessions.append(session)
-        if len(self.sessions) == self.seats:
+        if self.full:
             self._tick_began = self._now()
 
     def leave(self, session: Session) -> None:
         """Hold for this agent from now on. Its episode will not be recorded, and nobody waits for it."""
         session.gone = True
-        if len(self.sessions) == self.seats and not self.finished and any(not s.gone for s in self.sessions):
+        if self.full and not self.finished and any(not s.gone for s in self.sessions):
             self.move_if_all_acted()
 
     def move_if_all_acted(self) -> None:

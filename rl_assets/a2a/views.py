@@ -17,6 +17,7 @@ def clock(session: Session) -> dict[str, Any]:
     known: dict[str, Any] = {
         "tick": min(room.tick + 1, room.config.ticks),
         "ticks": room.config.ticks,
+        "open": room.full,
         "acted": session.acted,
         "order": session.order,
         "waitingFor": room.waiting_for,

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from rl_assets.agents.prompt import SIZES
 from rl_assets.errors import ConfigurationError
-from rl_assets.market.engine import Do, Engine, Orders
-from rl_assets.market.snapshot import Truth
+from rl_assets.market.engine import Do, Orders
+from rl_assets.market.snapshot import Post, Truth, WorldConfig
 from rl_assets.market.sources import RELIABILITY
 
 REFERENCE_AGENTS: tuple[str, ...] = (
@@ -24,12 +25,40 @@ REFERENCE_AGENTS: tuple[str, ...] = (
 )
 
 
+class Posts(Protocol):
+    @property
+    def posts(self) -> Sequence[Post]: ...
+
+
+class Market(Protocol):
+    """What rules read of an engine, in its shapes. Whoever plays a market from afar gives them the same."""
+
+    @property
+    def config(self) -> WorldConfig: ...
+    @property
+    def tick(self) -> int: ...
+    @property
+    def unique(self) -> Sequence[Posts]: ...
+    @property
+    def world(self) -> np.ndarray: ...
+    @property
+    def cash(self) -> np.ndarray: ...
+    @property
+    def prices(self) -> np.ndarray: ...
+    @property
+    def earlier_prices(self) -> np.ndarray: ...
+    @property
+    def perp_prices(self) -> np.ndarray: ...
+    @property
+    def earlier_perp_prices(self) -> np.ndarray: ...
+
+
 @dataclass(frozen=True)
 class Seat:
     """What a rule may look at: the engine, the rows that are its own, uniform draws (rows, 5), and, for the oracle
     alone, the truth of each row."""
 
-    engine: Engine
+    engine: Market
     rows: np.ndarray
     draws: np.ndarray
     truths: list[Truth] | None

@@ -1,0 +1,226 @@
+"""Playing a remote market: an agent sees what the server tells, and what it decides is sent as operations."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from rl_assets.a2a.client import Remote, RemoteError, RemoteRefusal
+from rl_assets.a2a.params import MOST_POSTS, shown
+from rl_assets.agents import prompt
+from rl_assets.agents.reference import Seat, rule
+from rl_assets.agents.runner import uniform_draws
+from rl_assets.errors import ConfigurationError, RlAssetsError
+from rl_assets.market.engine import Do, Orders
+from rl_assets.market.snapshot import Post, WorldConfig
+from rl_assets.market.sources import RELIABILITY
+
+WAIT_SECONDS = 20.0
+"""How long one call waits for the other agents of a clock."""
+DRAWS = 5
+"""Uniform numbers that a rule gets per tick."""
+ANSWER_TOKENS = 256
+
+
+@dataclass(frozen=True)
+class Heard:
+    posts: Sequence[Post]
+
+
+@dataclass(frozen=True)
+class RemoteMarket:
+    """One tick as the operations tell it, in the shapes of an engine with one row."""
+
+    config: WorldConfig
+    tick: int
+    cash: np.ndarray
+    prices: np.ndarray
+    earlier_prices: np.ndarray
+    perp_prices: np.ndarray
+    earlier_perp_prices: np.ndarray
+    unique: Sequence[Heard]
+    world: np.ndarray
+
+
+class Decider(Protocol):
+    """Whoever plays: told the rules once, then asked for one order per tick."""
+
+    def begin(self, config: WorldConfig, rules: str) -> None: ...
+
+    async def decide(self, remote: Remote, clock: dict[str, Any]) -> Orders: ...
+
+
+class RuleDecider:
+    """A reference agent. seed: entropy of its draws."""
+
+    def __init__(self, name: str, seed: tuple[int, ...]) -> None:
+        self._rule = rule(name)
+        self._seed = seed
+
+    def begin(self, config: WorldConfig, rules: str) -> None:
+        self._config = config
+        self._draws = uniform_draws([self._seed], config.ticks * DRAWS).reshape(1, -1, DRAWS)
+
+    async def decide(self, remote: Remote, clock: dict[str, Any]) -> Orders:
+        market = await look(remote, self._config, clock["tick"] - 1)
+        return self._rule(Seat(market, np.arange(1), self._draws[:, market.tick], None))
+
+
+class ModelDecider:
+    """A model behind an OpenAI-compatible endpoint, which reads the observation that every policy reads."""
+
+    def __init__(self, base_url: str, model: str, api_key: str, temperature: float) -> None:
+        from openai import AsyncOpenAI
+
+        self._client = AsyncOpenAI(base_url=base_url, api_key=api_key, timeout=120.0, max_retries=2)
+        self._model = model
+        self._temperature = temperature
+        self._said: list[Any] = []
+
+    def begin(self, config: WorldConfig, rules: str) -> None:
+        self._config = config
+        self._said = [{"role": "system", "content": rules}]
+
+    async def decide(self, remote: Remote, clock: dict[str, Any]) -> Orders:
+        from openai import OpenAIError
+
+        self._said.append({"role": "user", "content": clock["observation"]})
+        try:
+            answer = await self._client.chat.completions.create(
+                model=self._model, messages=self._said, temperature=self._temperature, max_tokens=ANSWER_TOKENS
+            )
+            text = answer.choices[0].message.content or ""
+        except (OpenAIError, IndexError) as error:
+            reason = shown(str(error), 200)
+            raise RlAssetsError(f"{self._model} does not answer ({reason}); check --base-url and --model") from error
+        self._said.append({"role": "assistant", "content": text})
+        orders, _, _ = prompt.to_orders([text], self._config)
+        return orders
+
+
+@dataclass(frozen=True)
+class Played:
+    """How a remote episode went. result: what the server said at the end. refused: decisions that could not be sent or
+    that the server refused, each a tick held instead, by reason."""
+
+    ticks: int
+    result: dict[str, Any]
+    refused: dict[str, int]
+
+
+async def play(
+    remote: Remote, decider: Decider, name: str, key: str | None, on_progress: Callable[[int, int], None]
+) -> Played:
+    """Join under a name and play to the end. Raises RemoteError, or RemoteRefusal if joining is refused."""
+    told = await remote.call("join", {"agent": name, "fastForward": True} | ({"key": key} if key else {}))
+    try:
+        config = WorldConfig(**told["market"])
+        clock, rules, token = told["clock"], str(told["rules"]), str(told["token"])
+        if told["instruments"] != list(config.instruments):
+            raise ValueError("the instruments do not fit the market")
+    except (KeyError, TypeError, ValueError, ConfigurationError) as error:
+        raise RemoteError(f"the server's answer to join cannot be read ({error!r}); is it of this version?") from error
+    remote.send_header("Authorization", f"Bearer {token}")
+    while not _told(clock, "open"):
+        await asyncio.sleep(1.0)
+        clock = await _clock(remote, "getClock", {})
+    decider.begin(config, rules)
+    refused: Counter[str] = Counter()
+    while not _told(clock, "finished"):
+        tick = _told(clock, "tick")
+        on_progress(tick - 1, config.ticks)
+        orders = await decider.decide(remote, clock)
+        try:
+            operation, params = await as_operation(remote, orders, config)
+        except RemoteRefusal as refusal:
+            refused[str(refusal)] += 1
+            operation, params = "advance", {}
+        if operation != "advance":
+            try:
+                clock = await _clock(remote, operation, params)
+            except RemoteRefusal as refusal:
+                refused[str(refusal)] += 1
+        while not _told(clock, "finished") and _told(clock, "tick") == tick:
+            clock = await _clock(remote, "advance", {"tick": tick, "wait": WAIT_SECONDS})
+    on_progress(config.ticks, config.ticks)
+    return Played(config.ticks, _told(clock, "result"), dict(refused))
+
+
+async def look(remote: Remote, config: WorldConfig, tick: int) -> RemoteMarket:
+    """The market of this tick, from what the operations answer. Raises RemoteError where that cannot be read."""
+    predictions = (await remote.call("getPredictions"))["predictions"]
+    perpetuals = (await remote.call("getPerpetuals"))["perpetuals"]
+    feed = (await remote.call("getFeed", {"limit": MOST_POSTS}))["posts"]
+    balance = (await remote.call("getBalance"))["balance"]
+    names = config.instruments
+    try:
+        markets = {market["id"]: market for market in predictions}
+        perps = {perp["ticker"]: perp for perp in perpetuals}
+        posts = [
+            Post(tick, names.index(post["marketId"]), str(post["authorId"]), post["direction"] == "up")
+            for post in reversed(feed)
+            if post["tick"] == tick + 1 and post["authorId"] in RELIABILITY
+        ]
+        return RemoteMarket(
+            config=config,
+            tick=tick,
+            cash=np.array([float(balance)]),
+            prices=_row(markets[name]["yesPrice"] for name in names[: config.markets]),
+            earlier_prices=_row(markets[name]["earlierYesPrice"] for name in names[: config.markets]),
+            perp_prices=_row(perps[name]["price"] for name in names[config.markets :]),
+            earlier_perp_prices=_row(perps[name]["earlierPrice"] for name in names[config.markets :]),
+            unique=[Heard(posts)],
+            world=np.zeros(1, int),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise RemoteError(f"the server's market cannot be read ({error!r}); is it of this version?") from error
+
+
+async def as_operation(remote: Remote, orders: Orders, config: WorldConfig) -> tuple[str, dict[str, Any]]:
+    """The operation that carries out the first row's order. Raises RemoteRefusal where there is none for it."""
+    do, size = Do(int(orders.do[0])), float(orders.size[0])
+    if do == Do.HOLD:
+        return "advance", {}
+    if do == Do.INVALID:
+        raise RemoteRefusal("not an action of the schema")
+    place = int(orders.instrument[0])
+    name = config.instruments[place]
+    if do in (Do.BUY_YES, Do.BUY_NO):
+        return "buyShares", {"marketId": name, "outcome": "YES" if do == Do.BUY_YES else "NO", "amount": size}
+    if do in (Do.LONG, Do.SHORT):
+        return "openPosition", {"ticker": name, "side": do.name, "amount": size}
+    if place >= config.markets:
+        return "closePosition", {"positionId": name}
+    held = (await remote.call("getPositions"))["predictionPositions"]
+    wanted = {Do.SELL_YES: ("YES",), Do.SELL_NO: ("NO",), Do.CLOSE: ("YES", "NO")}[do]
+    mine = [position for position in held if position["marketId"] == name and position["outcome"] in wanted]
+    if not mine:
+        raise RemoteRefusal("nothing to sell")
+    largest = max(mine, key=lambda position: position["value"])
+    if do == Do.CLOSE:
+        return "closePosition", {"positionId": largest["positionId"]}
+    shares = min(largest["shares"], size / largest["price"])
+    return "sellShares", {"positionId": largest["positionId"], "shares": shares}
+
+
+async def _clock(remote: Remote, operation: str, params: dict[str, Any]) -> dict[str, Any]:
+    return (await remote.call(operation, params))["clock"]
+
+
+def _told(clock: dict[str, Any], name: str) -> Any:
+    try:
+        return clock[name]
+    except (KeyError, TypeError) as error:
+        raise RemoteError(f"the server's clock lacks {name!r}; is it of this version?") from error
+
+
+def _row(values: Iterable[Any]) -> np.ndarray:
+    row = np.array([[float(value) for value in values]])
+    if not np.isfinite(row).all() or (row <= 0).any():
+        raise ValueError("a price is not a positive number")
+    return row

@@ -1,0 +1,101 @@
+"""`rl-assets play`: an agent of ours at a market elsewhere, over A2A."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import click
+
+from rl_assets.errors import ConfigurationError, RlAssetsError
+
+if TYPE_CHECKING:
+    from rl_assets.a2a.client import Remote
+    from rl_assets.a2a.player import Decider
+
+MODEL = "model"
+AGENTS = ("hold", "random", "momentum", "contrarian", "post_follower", "news_follower", MODEL)
+"""The reference agents that need no truth, and a model behind an endpoint."""
+
+
+@click.command()
+@click.argument("url")
+@click.option("--agent", type=click.Choice(AGENTS), required=True, help="Who decides.")
+@click.option("--name", default=None, help="Name to be recorded under; <agent>-a2a if left out.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of a reference agent's draws.")
+@click.option("--base-url", default=None, help="With --agent model: an OpenAI-compatible endpoint.")
+@click.option("--model", default=None, help="With --agent model: the model's name there.")
+@click.option("--temperature", type=click.FloatRange(0, 2), default=1.0, show_default=True, help="Of the model.")
+def play(
+    url: str, agent: str, name: str | None, seed: int, base_url: str | None, model: str | None, temperature: float
+) -> int:
+    """Play the A2A server at URL: one of ours (`rl-assets serve`) to the end, or see what a live Babylon server offers.
+
+    \b
+    OPENAI_API_KEY      the model's key, where its endpoint wants one
+    RL_ASSETS_A2A_KEY   the key to join with, where the server wants one
+    BABYLON_API_KEY     sent to a Babylon server as X-Babylon-Api-Key
+
+    Exit code 1: the server cannot be reached, or cannot be played.
+    """
+    import asyncio
+
+    from rl_assets.a2a.client import read_url
+    from rl_assets.a2a.player import ModelDecider, RuleDecider
+
+    read_url(url)
+    if agent == MODEL:
+        if not base_url or not model:
+            raise ConfigurationError("--agent model asks an endpoint: say which with --base-url and --model")
+        read_url(base_url)
+        key = os.environ.get("OPENAI_API_KEY") or "none"
+        decider = ModelDecider(base_url, model, key, temperature)
+    else:
+        if base_url or model:
+            raise ConfigurationError(f"--base-url and --model are for --agent model; {agent} decides by a rule")
+        decider = RuleDecider(agent, (seed,))
+    return asyncio.run(_play(url, agent, decider, name or f"{agent}-a2a"))
+
+
+async def _play(url: str, agent: str, decider: Decider, name: str) -> int:
+    from rl_assets.a2a.client import connect
+    from rl_assets.a2a.params import shown
+    from rl_assets.a2a.player import play as play_remote
+    from rl_assets.commands.shown import console, progress, show_table
+
+    async with connect(url) as remote:
+        if not remote.is_market:
+            return await _look(remote, url, agent)
+        with progress() as report:
+            join_key = os.environ.get("RL_ASSETS_A2A_KEY")
+            played = await play_remote(remote, decider, name, join_key, lambda d, n: report("playing", d, n))
+    rows = [(shown(str(what)), shown(str(value))) for what, value in played.result.items()]
+    show_table(f"{name} at {url}, {played.ticks} ticks", ("what", "value"), rows)
+    for reason, count in played.refused.items():
+        console().print(f"held instead, {count} times: {reason}")
+    return 0
+
+
+async def _look(remote: Remote, url: str, agent: str) -> int:
+    from rl_assets.a2a.babylon import missing, survey
+    from rl_assets.a2a.params import shown
+    from rl_assets.commands.shown import console, show_table
+
+    if key := os.environ.get("BABYLON_API_KEY"):
+        remote.send_header("X-Babylon-Api-Key", key)
+    offers = await survey(remote)
+    rows = [(offer.operation, "yes" if offer.supported else "no", offer.found) for offer in offers]
+    show_table(f"{shown(remote.card.name)} at {url}", ("operation", "supported", "answer"), rows)
+    lacking = missing(offers)
+    if agent == "hold":
+        console().print("hold trades nothing, so there is nothing else to do here")
+        return 0
+    if lacking:
+        raise RlAssetsError(
+            f"this server does not support {', '.join(lacking)}, so {agent} cannot trade there; play it with "
+            "--agent hold to look on, or play a market that `rl-assets serve` runs"
+        )
+    raise RlAssetsError(
+        f"this server has operations to trade but no session and clock that {agent} could play by; play it with "
+        "--agent hold to look on, or play a market that `rl-assets serve` runs"
+    )

@@ -1,0 +1,96 @@
+"""`rl-assets serve`: a snapshot as an A2A server, and the record of what agents play there."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import time
+from typing import TYPE_CHECKING
+
+import click
+
+from rl_assets.errors import ConfigurationError, MalformedInput
+
+if TYPE_CHECKING:
+    from rl_assets.agents.runner import World
+    from rl_assets.settings import Settings
+
+KEY = "RL_ASSETS_A2A_KEY"
+SHORTEST_KEY = 16
+
+
+@click.command()
+@click.argument("snapshot_id")
+@click.option("--port", type=click.IntRange(1, 65535), default=41241, show_default=True)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--url", default=None, help="Where agents reach it, if not at the address it listens on.")
+@click.option("--agents", type=click.IntRange(1, 64), default=1, show_default=True, help="Agents that share a clock.")
+@click.option("--sessions", type=click.IntRange(1, 4096), default=64, show_default=True, help="Sessions at once.")
+def serve(snapshot_id: str, port: int, host: str, url: str | None, agents: int, sessions: int) -> None:
+    """Let agents play SNAPSHOT_ID over A2A 0.3, until Ctrl-C. Every episode is recorded when its market closes.
+
+    \b
+    RL_ASSETS_A2A_KEY   what agents must send to join; needed to listen beyond this machine
+    """
+    import logging
+
+    from rl_assets.a2a.lobby import Limits, Lobby
+    from rl_assets.a2a.record import recorder
+    from rl_assets.a2a.server import MarketServer, build_app
+    from rl_assets.services import check_port, databases
+    from rl_assets.settings import Settings
+    from rl_assets.store.database import migrate
+
+    settings = Settings.from_env()
+    key = os.environ.get(KEY) or None
+    _check_exposure(host, url, key)
+    world = _load(settings, snapshot_id)
+    check_port(host, port)
+    logging.getLogger("a2a").setLevel(logging.CRITICAL)  # it logs what callers send
+    reserved = frozenset({"model", settings.model_line})
+    lobby = Lobby(world, agents=agents, limits=Limits(sessions=sessions), reserved=reserved, key=key)
+    hosts = None if url is not None or not _is_loopback(host) else ["localhost", "127.0.0.1", "[::1]", host]
+    with databases(settings) as urls:
+        migrate(urls.babylon)
+        server = MarketServer(
+            lambda listening: build_app(lobby, recorder(urls.babylon), url=url or listening, hosts=hosts), host
+        )
+        try:
+            server.start(port)
+            click.echo(f"{url or server.url}  {snapshot_id}, {agents} agents to a clock (Ctrl-C ends it)")
+            while server.running:
+                time.sleep(0.5)
+        except KeyboardInterrupt:
+            click.echo("stopping")
+        finally:
+            server.stop()
+
+
+def _load(settings: Settings, snapshot_id: str) -> World:
+    from rl_assets.market.snapshot import load_snapshot, load_truth
+
+    snapshot, truth = load_snapshot(settings.snapshots, snapshot_id), load_truth(settings.snapshots, snapshot_id)
+    if truth.digest != snapshot.truth_digest:
+        raise MalformedInput(f"the sealed truth of {snapshot_id} is not the one it was made with; regenerate it")
+    return snapshot, truth
+
+
+def _check_exposure(host: str, url: str | None, key: str | None) -> None:
+    """Raise ConfigurationError if strangers could play, or nobody could find the way."""
+    if key is not None and len(key) < SHORTEST_KEY:
+        raise ConfigurationError(f"{KEY} has fewer than {SHORTEST_KEY} characters; set a longer secret, or unset it")
+    if not _is_loopback(host) and key is None:
+        raise ConfigurationError(
+            f"--host {host} lets other machines in: set {KEY} to a secret that agents send to join, or leave --host out"
+        )
+    if host in ("0.0.0.0", "::") and url is None:
+        raise ConfigurationError(f"--host {host} is every address of this machine: say with --url what agents call")
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
