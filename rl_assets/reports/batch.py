@@ -12,7 +12,7 @@ from rl_assets.episodes import Episode, Policy
 from rl_assets.errors import MalformedInput
 from rl_assets.registry.gate import Decision
 from rl_assets.reports.page import Picture, number, write_page
-from rl_assets.reports.summary import PolicyRow, summarise
+from rl_assets.reports.summary import by_policy, shown_intervals, summarise
 from rl_assets.store.lake import read_episodes_parquet
 
 if TYPE_CHECKING:
@@ -90,8 +90,8 @@ def render_batch_report(
     batch_id = manifest.batch_id
     if model.batch_id != batch_id:
         raise MalformedInput(f"the model is of {model.batch_id}, the manifest of {batch_id}; pass those of one batch")
-    rows = summarise(episodes)
-    missing = [str(policy) for policy in (candidate, champion) if policy not in {row.policy for row in rows}]
+    rows = summarise(by_policy(episodes))
+    missing = [str(policy) for policy in (candidate, champion) if str(policy) not in {row.policy for row in rows}]
     if missing:
         raise MalformedInput(f"{missing[0]} has not played the gate; materialize benchmark_evaluations of {batch_id}")
     by_day = dict(zip(gate.days, gate.day_effects, strict=True))
@@ -103,8 +103,8 @@ def render_batch_report(
         decision=gate,
         candidate=candidate,
         champion=champion,
-        roles={champion: "champion", candidate: "candidate"},
-        facts=_facts(manifest, model, len(curve), result),
+        roles={str(champion): "champion", str(candidate): "candidate"},
+        told=_told(manifest, model, len(curve), result),
         conditions=_conditions(gate),
         rows=rows,
         metrics=sorted(model.metrics.items()),
@@ -122,12 +122,7 @@ def render_batch_report(
     )
 
 
-def shown_intervals(rows: Sequence[PolicyRow]) -> dict[str, tuple[float, float, float]]:
-    """Mean, low and high expected PnL of the policies that have one, as `plots.pnl_by_policy` takes them."""
-    return {str(r.policy): (r.expected.mean, r.expected.low, r.expected.high) for r in rows if r.expected is not None}
-
-
-def _facts(manifest: Manifest, model: Model, updates: int, result: Mapping[str, Any]) -> list[tuple[str, object]]:
+def _told(manifest: Manifest, model: Model, updates: int, result: Mapping[str, Any]) -> list[tuple[str, object]]:
     facts: list[tuple[str, object]] = [
         ("Episodes", f"{len(manifest.trajectory_ids):,}"),
         ("Groups", len(manifest.groups)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +21,7 @@ class PolicyRow:
     skill: where it stands between holding (0) and the oracle (1), None unless both have played the same snapshots.
     """
 
-    policy: Policy
+    policy: str
     episodes: int
     days: int
     expected: Interval | None
@@ -48,25 +48,53 @@ def pnl(episode: Episode) -> float | None:
     """Expected PnL in dollars, or the realised one where no latent value exists. Raises MalformedInput for NaN."""
     value = episode.expected_pnl if episode.expected_pnl is not None else episode.realised_pnl
     if value is not None and not math.isfinite(value):
-        raise MalformedInput(f"PnL of episode {episode.trajectory_id} is {value}; leave it out or record it again")
+        raise MalformedInput(f"PnL of {episode.trajectory_id} is {value}; record it again or leave it out")
     return value
 
 
-def by_policy(episodes: Sequence[Episode]) -> dict[Policy, list[Episode]]:
+def by_policy(episodes: Sequence[Episode]) -> dict[str, list[Episode]]:
     """Episodes of each policy, in the order in which policies first appear."""
-    found: dict[Policy, list[Episode]] = {}
+    found: dict[str, list[Episode]] = {}
     for episode in episodes:
-        found.setdefault(episode.policy, []).append(episode)
+        found.setdefault(str(episode.policy), []).append(episode)
     return found
 
 
-def summarise(episodes: Sequence[Episode]) -> list[PolicyRow]:
-    """A row per policy, best expected PnL first. Raises MalformedInput where a number is NaN."""
-    rows = [_row(policy, mine, episodes) for policy, mine in by_policy(episodes).items()]
-    return sorted(rows, key=lambda row: (-row.expected.mean if row.expected else math.inf, str(row.policy)))
+def summarise(episodes_by_policy: Mapping[str, Sequence[Episode]]) -> list[PolicyRow]:
+    """A row per policy that has episodes, best expected PnL first. Raises MalformedInput where a number is NaN."""
+    everybody = [episode for episodes in episodes_by_policy.values() for episode in episodes]
+    rows = [_row(policy, mine, everybody) for policy, mine in episodes_by_policy.items() if mine]
+    return sorted(rows, key=lambda row: (-row.expected.mean if row.expected else math.inf, row.policy))
 
 
-def _row(policy: Policy, mine: Sequence[Episode], everybody: Sequence[Episode]) -> PolicyRow:
+def shown_intervals(rows: Sequence[PolicyRow]) -> dict[str, tuple[float, float, float]]:
+    """Mean, low and high expected PnL of the policies that have one, as `plots.pnl_by_policy` takes them."""
+    return {row.policy: (row.expected.mean, row.expected.low, row.expected.high) for row in rows if row.expected}
+
+
+def paired_difference(mine: Sequence[Episode], baseline: Sequence[Episode]) -> Interval | None:
+    """PnL of one less that of another, in dollars per episode, over the snapshots that both have played.
+
+    Siblings are averaged per snapshot; the interval is over market days. None where they share no snapshot.
+    """
+    ours, theirs = _by_snapshot(mine), _by_snapshot(baseline)
+    shared = [snapshot for snapshot in ours if snapshot in theirs]
+    if not shared:
+        return None
+    differences = [np.mean(ours[s][1]) - np.mean(theirs[s][1]) for s in shared]
+    return cluster_interval(np.array(differences), [ours[snapshot][0] for snapshot in shared])
+
+
+def _by_snapshot(episodes: Sequence[Episode]) -> dict[str, tuple[str, list[float]]]:
+    """Market day and PnLs of each snapshot."""
+    found: dict[str, tuple[str, list[float]]] = {}
+    for episode in episodes:
+        if episode.snapshot_id is not None and (value := pnl(episode)) is not None:
+            found.setdefault(episode.snapshot_id, (market_day(episode), []))[1].append(value)
+    return found
+
+
+def _row(policy: str, mine: Sequence[Episode], everybody: Sequence[Episode]) -> PolicyRow:
     return PolicyRow(
         policy=policy,
         episodes=len(mine),
@@ -86,9 +114,7 @@ def _known(episodes: Sequence[Episode], name: str) -> list[Episode]:
     for episode in known:
         value = getattr(episode, name)
         if not math.isfinite(value):
-            raise MalformedInput(
-                f"{name} of episode {episode.trajectory_id} is {value}; record it again or leave it out"
-            )
+            raise MalformedInput(f"{name} of {episode.trajectory_id} is {value}; record it again or leave it out")
     return known
 
 

@@ -1,0 +1,165 @@
+"""Reports of play, for a run and for a comparison of policies: an HTML file each, with CSV and Parquet beside it."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rl_assets.episodes import Episode
+from rl_assets.errors import MalformedInput
+from rl_assets.reports.page import Picture, write_page
+from rl_assets.reports.summary import (
+    by_policy,
+    market_day,
+    paired_difference,
+    pnl,
+    shown_intervals,
+    summarise,
+)
+from rl_assets.store.lake import whole_file, write_episodes_parquet
+
+MOST_STEPS = 50
+"""Steps of an episode that are shown in full."""
+MOST_POLICIES = 6
+"""Policies with pictures of their own; all are in the table."""
+_COLUMNS = (
+    "trajectory_id",
+    "agent_id",
+    "policy",
+    "snapshot_id",
+    "scenario_id",
+    "window_id",
+    "sibling",
+    "market_day",
+    "expected_pnl",
+    "realised_pnl",
+    "max_drawdown",
+    "trades",
+    "breaches",
+    "fees",
+    "ticks",
+    "is_evaluation",
+    "prompt_version",
+    "started_at",
+    "ended_at",
+)
+
+
+def write_run_report(directory: Path, episodes: Sequence[Episode]) -> Path:
+    """Write `report.html`, `episodes.csv` and `episodes.parquet` of a run and return the path of the first.
+
+    Each file is whole or not there, and the page is written last. Raises MalformedInput where there is no episode or a
+    number is NaN, before anything is written, and RlAssetsError where the disk refuses.
+    """
+    from rl_assets.reports.behaviour import action_timeline, calibration, days_by_policy, equity_curves
+    from rl_assets.reports.plots import reward_histogram
+
+    policies = by_policy(episodes)
+    if not policies:
+        raise MalformedInput("the run holds no episode; play some before its report")
+    values = {
+        "names": _names(policies),
+        "told": _told(episodes),
+        "rows": summarise(policies),
+        "distribution": Picture(reward_histogram(_pnls(policies), "PnL (dollars per episode)"), "Distribution of PnL"),
+        "days": Picture(days_by_policy(policies), "Mean PnL of each market day"),
+        "equity": Picture(equity_curves(policies), "Equity over an episode"),
+        "timelines": _each(policies, action_timeline, "Share of episodes per kind of action and tick"),
+        "calibrated": _each(policies, calibration, "Credit by size of order and probability"),
+        "examples": _examples(episodes),
+        "worth": pnl,
+        "most_steps": MOST_STEPS,
+    }
+    return _write(directory, "run.html", episodes, values)
+
+
+def write_comparison_report(directory: Path, episodes_by_policy: Mapping[str, Sequence[Episode]]) -> Path:
+    """Write `report.html`, `episodes.csv` and `episodes.parquet` that compare policies; return the path of the first.
+
+    The first policy is the baseline, against which the others are paired on shared snapshots. Raises as
+    `write_run_report` does, and MalformedInput for fewer than two policies or one without an episode.
+    """
+    from rl_assets.reports.behaviour import action_timeline, calibration, days_by_policy, equity_curves
+    from rl_assets.reports.plots import pnl_by_policy, reward_histogram
+
+    if len(episodes_by_policy) < 2:
+        raise MalformedInput(f"a comparison needs two policies, got {len(episodes_by_policy)}; use write_run_report")
+    idle = [name for name, mine in episodes_by_policy.items() if not mine]
+    if idle:
+        raise MalformedInput(f"policy {idle[0]!r} has no episode; play some before it is compared")
+    episodes = [episode for mine in episodes_by_policy.values() for episode in mine]
+    baseline, *others = episodes_by_policy
+    rows = summarise(episodes_by_policy)
+    values = {
+        "names": _names(episodes_by_policy),
+        "told": _told(episodes),
+        "baseline": baseline,
+        "rows": rows,
+        "differences": [
+            (name, paired_difference(episodes_by_policy[name], episodes_by_policy[baseline])) for name in others
+        ],
+        "intervals": Picture(pnl_by_policy(shown_intervals(rows)), "Mean and interval per policy, as in the table"),
+        "distribution": Picture(
+            reward_histogram(_pnls(episodes_by_policy), "PnL (dollars per episode)"), "Distribution of PnL per policy"
+        ),
+        "days": Picture(days_by_policy(episodes_by_policy), "Mean PnL of each policy on each market day"),
+        "equity": Picture(equity_curves(episodes_by_policy), "Mean equity of each policy over an episode"),
+        "timelines": _each(episodes_by_policy, action_timeline, "Share of episodes per kind of action and tick"),
+        "calibrated": _each(episodes_by_policy, calibration, "Credit by size of order and probability"),
+    }
+    return _write(directory, "comparison.html", episodes, values)
+
+
+def _write(directory: Path, template: str, episodes: Sequence[Episode], values: dict[str, Any]) -> Path:
+    with whole_file(directory / "episodes.csv") as partial, partial.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(_COLUMNS)
+        writer.writerows([_cell(value) for value in _row(episode)] for episode in episodes)
+    write_episodes_parquet(directory / "episodes.parquet", episodes)
+    return write_page(directory / "report.html", template, **values)
+
+
+def _row(episode: Episode) -> list[object]:
+    special = {"policy": str(episode.policy), "market_day": market_day(episode), "ticks": len(episode.steps)}
+    return [special[name] if name in special else getattr(episode, name) for name in _COLUMNS]
+
+
+def _cell(value: object) -> object:
+    """A text that a spreadsheet would run as a formula gets an apostrophe in front; Parquet holds it as it was."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+
+
+def _names(policies: Mapping[str, object]) -> str:
+    names = list(policies)
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def _told(episodes: Sequence[Episode]) -> list[tuple[str, object]]:
+    versions = sorted({episode.prompt_version or "not recorded" for episode in episodes})
+    return [
+        ("Episodes", f"{len(episodes):,}"),
+        ("Snapshots", len({e.snapshot_id for e in episodes if e.snapshot_id is not None})),
+        ("Market days", len({market_day(episode) for episode in episodes})),
+        ("Steps", f"{sum(len(episode.steps) for episode in episodes):,}"),
+        ("Prompt", ", ".join(versions[:3])),
+        ("Began (UTC)", f"{min(episode.started_at for episode in episodes):%Y-%m-%d %H:%M}"),
+    ]
+
+
+def _pnls(policies: Mapping[str, Sequence[Episode]]) -> dict[str, list[float]]:
+    return {name: [v for episode in mine if (v := pnl(episode)) is not None] for name, mine in policies.items()}
+
+
+def _each(
+    policies: Mapping[str, Sequence[Episode]], draw: Callable[[Sequence[Episode], str], bytes], says: str
+) -> list[Picture]:
+    return [Picture(draw(mine, name), f"{says}: {name}") for name, mine in list(policies.items())[:MOST_POLICIES]]
+
+
+def _examples(episodes: Sequence[Episode]) -> list[Episode]:
+    """The best, the middle and the worst episode by PnL; those without a PnL come last."""
+    ranked = sorted(episodes, key=lambda episode: (-(pnl(episode) or 0.0), episode.trajectory_id))
+    places = sorted({0, len(ranked) // 2, len(ranked) - 1})
+    return [ranked[place] for place in places]
