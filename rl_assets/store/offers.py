@@ -53,9 +53,10 @@ def oldest(conn: psycopg.Connection, model_line: str, step: int, minimum: int) -
     return conn.execute(
         """SELECT id, window_id, judgement_set, group_id, trajectory_ids, rewards FROM (
              SELECT *, sum(members) OVER (ORDER BY window_id, group_id, id) - members AS before
-             FROM rl_assets.offers WHERE model_line = %s AND step = %s AND batch_id IS NULL) AS waiting
+             FROM (SELECT * FROM rl_assets.offers WHERE model_line = %s AND step = %s AND batch_id IS NULL
+                   ORDER BY window_id, group_id, id LIMIT %s) AS oldest) AS counted
            WHERE before < %s ORDER BY window_id, group_id, id""",
-        [model_line, step, minimum],
+        [model_line, step, minimum // 2 + 1, minimum],  # an offer has two members at least
     ).fetchall()
 
 
