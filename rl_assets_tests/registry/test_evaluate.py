@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from rl_assets import harness
+from rl_assets.agents.runner import replay
+from rl_assets.episodes import Policy
+from rl_assets.errors import MalformedInput, MissingCheckpoint
+from rl_assets.market.generate import generate
+from rl_assets.market.snapshot import SPLITS
+from rl_assets.registry.checkpoints import checkpoint_digest
+from rl_assets.registry.decisions import latest_evaluation, look_number
+from rl_assets.registry.evaluate import REFERENCES, evaluate, play_of, skill
+from rl_assets.registry.models import register_base, register_candidate
+from rl_assets.settings import Settings
+from rl_assets.store.lake import read_episodes_parquet
+from rl_assets.store.ledger import Batch, get_batch
+from rl_assets.training.base import WarmStart, base_path, ensure_base_policy
+from rl_assets_tests.registry.made import LINE, a_batch, a_result
+from rl_assets_tests.store.made import an_episode
+
+GATE = SPLITS["gate"][:8:4]
+SIZE = {"most_snapshots": 64, "siblings": 2, "seed": 7}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data directory with a step 0 that has imitated next to nothing, and a step 1 that has imitated a bit more."""
+    data = tmp_path_factory.mktemp("data")
+    ensure_base_policy(data, LINE, warm_start=WarmStart(episodes=16, passes=1))
+    elsewhere = tmp_path_factory.mktemp("more")
+    more = ensure_base_policy(elsewhere, LINE, warm_start=WarmStart(episodes=32, passes=1))
+    step = base_path(data, LINE).with_name("0001")
+    shutil.copytree(more.path, step)
+    (step / "training.json").write_text(json.dumps({"curve": [{"update": 0.0, "loss/train": 0.5}]}), encoding="utf-8")
+    return data
+
+
+@pytest.fixture
+def batch(conn: psycopg.Connection, trained: Path) -> Batch:
+    """A trained batch whose candidate is step 1, with the gate's snapshots provided and step 0 as champion."""
+    settings = Settings(trained)
+    harness.provide(conn, settings, "gate", GATE)
+    base = base_path(trained, LINE)
+    register_base(conn, LINE, base, checkpoint_digest(base), metrics={})
+    batch_id = a_batch(conn, "1", 0, state="trained")
+    register_candidate(conn, a_result(batch_id, base.with_name("0001"), 0, 1))
+    return get_batch(conn, batch_id)
+
+
+def test_everybody_plays_the_gate_and_the_models_are_paired(
+    conn: psycopg.Connection, batch: Batch, trained: Path, tmp_path: Path
+):
+    record = tmp_path / "evaluation.parquet"
+    found, episodes = evaluate(conn, batch, trained / "snapshots", record, **SIZE)
+    assert read_episodes_parquet(record) == episodes
+    assert all(episode.is_evaluation and episode.not_trainable == "is_evaluation" for episode in episodes)
+    assert conn.execute("SELECT count(*) FROM trajectories").fetchone() == (0,)
+    played = {policy: [(e.snapshot_id, e.sibling) for e in episodes if e.policy == policy] for policy in policies()}
+    assert len(episodes) == sum(map(len, played.values())) == len(GATE) * (2 * 2 + len(REFERENCES))
+    assert played[Policy(LINE, 1)] == played[Policy(LINE, 0)]
+    worlds = {snapshot.id: (snapshot, truth) for snapshot, truth in (generate("gate", seed) for seed in GATE)}
+    assert replay(episodes[0], *worlds[episodes[0].snapshot_id or ""]) == []
+
+    decision = found.decision
+    assert (found.candidate_step, found.champion_step, decision.look) == (1, 0, 1)
+    assert (decision.snapshots, decision.siblings, len(decision.days)) == (2, 2, 2)
+    snapshots = list(worlds)
+    difference = (
+        play_of(episodes, Policy(LINE, 1), snapshots).expected_pnl
+        - play_of(episodes, Policy(LINE, 0), snapshots).expected_pnl
+    )
+    assert decision.effect == pytest.approx(difference.mean())
+    assert "2 market days cannot decide" in decision.reason
+    assert latest_evaluation(conn, batch.id) == found
+
+
+def policies() -> list[Policy]:
+    return [Policy(LINE, 1), Policy(LINE, 0), *map(Policy, REFERENCES)]
+
+
+def test_a_decision_stands_and_lost_episodes_are_played_again(
+    conn: psycopg.Connection, batch: Batch, trained: Path, tmp_path: Path
+):
+    record = tmp_path / "evaluation.parquet"
+    first, played = evaluate(conn, batch, trained / "snapshots", record, **SIZE)
+    again, read = evaluate(conn, batch, trained / "snapshots", record, **SIZE)
+    assert (again, read) == (first, played)
+    record.unlink()
+    once_more, replayed = evaluate(conn, batch, trained / "snapshots", record, **SIZE)
+    assert once_more == first
+    assert [e.content_hash for e in replayed] == [e.content_hash for e in played]
+    assert conn.execute("SELECT count(*) FROM rl_assets.evaluations").fetchone() == (1,)
+    assert look_number(conn, LINE, 0, 1) == 1
+    assert look_number(conn, LINE, 0, 2) == 2
+    assert look_number(conn, LINE, 1, 2) == 1
+
+
+def test_a_checkpoint_or_a_gate_that_is_missing_is_said_and_nothing_is_recorded(
+    conn: psycopg.Connection, batch: Batch, trained: Path, tmp_path: Path
+):
+    record = tmp_path / "evaluation.parquet"
+    with pytest.raises(MalformedInput, match=r"public\.json is missing; run `rl-assets snapshots generate`"):
+        evaluate(conn, batch, tmp_path / "nowhere", record, **SIZE)
+    conn.execute("UPDATE rl_assets.models SET digest = 'another' WHERE step = 1")
+    with pytest.raises(MissingCheckpoint, match="is not what was registered as babylon-agent step 1"):
+        evaluate(conn, batch, trained / "snapshots", record, **SIZE)
+    conn.execute("UPDATE rl_assets.models SET digest = %s WHERE step = 1", [checkpoint_digest(step_1(trained))])
+    conn.execute("DELETE FROM rl_assets.snapshots")
+    with pytest.raises(MalformedInput, match="no gate snapshot is registered"):
+        evaluate(conn, batch, trained / "snapshots", record, **SIZE)
+    assert not record.exists()
+    assert latest_evaluation(conn, batch.id) is None
+
+
+def step_1(data: Path) -> Path:
+    return base_path(data, LINE).with_name("0001")
+
+
+def test_play_is_read_by_snapshot_and_sibling_whatever_the_order():
+    episodes = [
+        an_episode(snapshot_id=f"gate-{n}", sibling=sibling, expected_pnl=10.0 * n + sibling)
+        for n in range(3)
+        for sibling in range(2)
+    ]
+    policy, snapshots = episodes[0].policy, ["gate-2", "gate-0", "gate-1"]
+    others = [an_episode(e, policy=Policy("hold")) for e in episodes]
+    assert play_of(others + episodes[::-1], policy, snapshots).expected_pnl.tolist() == [[20, 21], [0, 1], [10, 11]]
+    for incomplete in ([replace(episodes[0], expected_pnl=None), *episodes[1:]], episodes[1:], []):
+        with pytest.raises(MalformedInput, match=f"{policy} has not played gate-. to its end; play the gate again"):
+            play_of(incomplete, policy, snapshots)
+
+
+def test_skill_is_0_for_holding_and_1_for_the_oracle():
+    assert skill(0.0, hold=0.0, oracle=8.0) == 0.0
+    assert skill(8.0, hold=0.0, oracle=8.0) == 1.0
+    assert skill(-4.0, hold=0.0, oracle=8.0) == -0.5
+    assert skill(1.0, hold=2.0, oracle=2.0) is None
