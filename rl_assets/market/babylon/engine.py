@@ -7,8 +7,7 @@ pool's reserve of YES is the file's noShares and the reverse. Where the file mov
 
 Perpetuals fill at the file's price, moved against the trader by the game's price impact: to let a trade move the price
 for itself would pay whoever moves it. The game keeps one position per order; here orders of one side add up, which
-leaves their profit as it is, and one against a position closes it first. Liquidation looks at the mark price, in which
-the episode's own last trade of the tick takes part.
+leaves their profit as it is, and one against a position closes it first.
 """
 
 from __future__ import annotations
@@ -36,7 +35,6 @@ class LiveEngine(Engine):
         self._rate = np.stack([s.column("fundingRate") for s in worlds]) * arithmetic.FUNDINGS_PER_YEAR
         self._fundings = np.stack([_fundings(s) for s in worlds])
         self._pool_yes, self._pool_no = self._file_yes[self.world, 0], self._file_no[self.world, 0]
-        self._last = self.perp_prices
         self.earlier_prices = self.prices
 
     def _buy(self, rows: np.ndarray, instrument: np.ndarray, size: np.ndarray, side: str) -> None:
@@ -98,7 +96,6 @@ class LiveEngine(Engine):
         self.margin[rows, p] = (margin * (1.0 - share) + opened / self.config.leverage + owed)[go]
         self.cash[rows] += (back - needed)[go]
         self.fees[rows] += (closing_fee + unpaid + opening_fee)[go]
-        self._last[rows, p] = fill[go]
         traded[rows] = True
 
     def _drift(self) -> None:
@@ -108,16 +105,13 @@ class LiveEngine(Engine):
         self._pool_no = self._pool_no * (self._file_no[now] / self._file_no[before])
 
     def _fund_and_liquidate(self) -> np.ndarray:
-        before, now = (self.world, self.tick - 1), (self.world, self.tick)
         side, held = np.sign(self.units), self.units != 0
-        payment = arithmetic.funding_payment(np.abs(self.units) * self.entry, self._rate[before])
-        self.margin -= side * payment * self._fundings[now]
-        mark = arithmetic.mark_price(self.perp_prices, self._last, self._rate[now])
+        payment = arithmetic.funding_payment(np.abs(self.units) * self.entry, self._rate[self.world, self.tick - 1])
+        self.margin -= side * payment * self._fundings[self.world, self.tick]
         limit = arithmetic.liquidation_price(self.entry, side, self.config.leverage)
-        gone = held & arithmetic.is_liquidated(mark, limit, side)
+        gone = held & arithmetic.is_liquidated(self.perp_prices, limit, side)
         for positions in (self.units, self.entry, self.margin):
             positions[gone] = 0.0
-        self._last = self.perp_prices
         return gone.any(axis=1)
 
 

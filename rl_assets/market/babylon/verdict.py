@@ -35,21 +35,22 @@ class Foretold:
     prices: tuple[int, int]
 
     @property
-    def all_right(self) -> bool:
-        right, of = self.outcomes[0] + self.prices[0], self.outcomes[1] + self.prices[1]
-        return right == of >= LEAST_MARKETS
+    def gives_away(self) -> bool:
+        """Whether that is more than chance: prices agree to nine digits or not at all, outcomes as coins do."""
+        (outcomes, markets), (prices, of) = self.outcomes, self.prices
+        return 2 * prices > of if of else outcomes == markets >= LEAST_MARKETS
 
     def __str__(self) -> str:
         return (
-            f"{self.source} at tick 0 gives away the state of the generator, and with it {self.outcomes[0]} of "
-            f"{self.outcomes[1]} outcomes and {self.prices[0]} of {self.prices[1]} future prices"
+            f"{self.source} at tick 0, taken for a state of the generator, foretells {self.outcomes[0]} of "
+            f"{self.outcomes[1]} outcomes and {self.prices[0]} of {self.prices[1]} later prices"
         )
 
 
 def judge(snapshot: BabylonSnapshot, truth: BabylonTruth) -> list[Check]:
     """Everything that a score on this snapshot would rest on, one check each."""
     told = foretell(snapshot, truth)
-    known = told is not None and told.all_right
+    known = told is not None and told.gives_away
     return [
         _hidden(told, known),
         _prices_tell(snapshot, truth, known),
@@ -128,7 +129,7 @@ def _draws(state: int) -> Iterator[float]:
 def _hidden(told: Foretold | None, known: bool) -> Check:
     if told is None:
         return Check("future_is_hidden", True, "no public number is a raw draw of Babylon's generator")
-    return Check("future_is_hidden", not known, f"{told}" if known else f"not so: {told}, which is no more than chance")
+    return Check("future_is_hidden", not known, f"{told}" if known else f"{told}, which is chance")
 
 
 def _prices_tell(snapshot: BabylonSnapshot, truth: BabylonTruth, known: bool) -> Check:
@@ -144,7 +145,7 @@ def _prices_tell(snapshot: BabylonSnapshot, truth: BabylonTruth, known: bool) ->
         "0.250"
     )
     if known:
-        words += "; every outcome is a draw of the generator above one half, whatever the price"
+        words += "; outcomes are draws of the generator, whatever the price"
     elif markets < LEAST_MARKETS:
         words += f", and under {LEAST_MARKETS} markets tell nothing"
     return Check(name, better and not known, words)

@@ -1,4 +1,4 @@
-"""Snapshot files as Babylon's generator writes them, made from its description: one linear congruence for everything."""
+"""Snapshot files as Babylon's generator writes them, made from its description: one linear congruence for all."""
 
 from __future__ import annotations
 
@@ -97,9 +97,7 @@ def generated(
         events = []
         for perp in state["perpetualMarkets"]:
             new = history[perp["ticker"]][number]["price"]
-            events.append(
-                ("price:updated", {"ticker": perp["ticker"], "oldPrice": perp["price"], "newPrice": new})
-            )
+            events.append(("price:updated", {"ticker": perp["ticker"], "oldPrice": perp["price"], "newPrice": new}))
             perp["price"] = new
         if u() > 0.5:
             agent, market = people[int(u() * agents)], prediction[int(u() * markets)]
@@ -110,9 +108,7 @@ def generated(
             agent, market = people[int(u() * agents)], prediction[int(u() * markets)]
             mood = "bullish" if u() > 0.5 else "bearish"
             content = f"Market sentiment seems {mood} on {market['question']}"
-            events.append(
-                ("post:created", {"authorId": agent["id"], "authorName": agent["name"], "content": content})
-            )
+            events.append(("post:created", {"authorId": agent["id"], "authorName": agent["name"], "content": content}))
         at = created + (number + 1) * interval * 1000
         state |= {"tick": number + 1, "timestamp": at}
         played.append(
@@ -133,6 +129,40 @@ def generated(
         "ticks": played,
         "groundTruth": truth,
     }
+
+
+def with_prices(file: dict[str, Any], ticker: str, prices: Sequence[float]) -> dict[str, Any]:
+    """The file with another path of a perpetual, one price per tick, wherever the file tells it."""
+    file = _copy(file)
+    file["groundTruth"]["priceHistory"][ticker] = [
+        {"tick": tick, "timestamp": 0, "price": price} for tick, price in enumerate(prices)
+    ]
+    before = next(perp["price"] for perp in file["initialState"]["perpetualMarkets"] if perp["ticker"] == ticker)
+    for tick, price in zip(file["ticks"], prices, strict=True):
+        for perp in tick["state"]["perpetualMarkets"]:
+            if perp["ticker"] == ticker:
+                perp["price"] = price
+        for event in tick["events"]:
+            if event["data"].get("ticker") == ticker:
+                event["data"] |= {"oldPrice": before, "newPrice": price}
+        before = price
+    return file
+
+
+def with_shares(file: dict[str, Any], market: int, shares: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    """The file with other reserves of a market, (yes, no) per state, and the prices that follow from them."""
+    file = _copy(file)
+    states = [file["initialState"], *(tick["state"] for tick in file["ticks"])]
+    for state, (yes, no) in zip(states, shares, strict=True):
+        total = yes + no
+        state["predictionMarkets"][market] |= {
+            "yesShares": yes,
+            "noShares": no,
+            "yesPrice": yes / total,
+            "noPrice": no / total,
+            "liquidity": total,
+        }
+    return file
 
 
 def written(directory: Path, content: Any, name: str = "snapshot.json") -> Path:
