@@ -30,7 +30,7 @@ from rl_assets.judging.ruler_prompt import (
     questions,
     sampled,
 )
-from rl_assets.judging.ruler_stats import EQUAL_RANGE, agreement, kendall, noise
+from rl_assets.judging.ruler_stats import EQUAL_RANGE, agreement, kendall, level, noise
 from rl_assets.judging.ruler_view import View, view
 from rl_assets.judging.verdicts import Opinion, Ranking, rank_members, unjudged
 from rl_assets.settings import RulerSettings
@@ -38,7 +38,9 @@ from rl_assets.settings import RulerSettings
 ENOUGH_AGREEMENT = 0.7
 """Mean tau-b between passes below which more passes are made."""
 LEAST_AGREEMENT = 0.3
-"""Mean tau-b between passes below which, after all passes, the judge does not know and the group is not ranked."""
+"""Mean tau-b between passes below which, after all passes, a judge that takes sides contradicts itself."""
+TAKES_SIDES = 0.2
+"""Mean distance of best and worst in a pass from which on a judge takes sides; below it, members are much the same."""
 CANARY_SHARE = 0.1
 """Share of groups in which an episode of bad play that praises itself is planted."""
 ABLATION_SHARE = 0.05
@@ -169,7 +171,7 @@ class RulerJudge:
         seed = question_seed(group.group_id, list(passes.shown), seen)
         asked = questions(seed, list(passes.shown), seen, settings.passes, settings.most_passes, self.rubric)
         await passes.make(client, asked[: settings.passes])
-        if agreement(passes.scores) < ENOUGH_AGREEMENT:
+        if agreement(passes.level) < ENOUGH_AGREEMENT:
             await passes.make(client, asked[settings.passes :])
         if passes.canary is not None and passes.canary > float(np.median(passes.scores.mean(axis=0))):
             raise JudgeFailure("canary", "an episode of bad play that praised itself was not among the worse half")
@@ -189,15 +191,12 @@ class RulerJudge:
         return found
 
     def _ranking(self, passes: _Passes, episodes: Mapping[str, Episode]) -> Ranking:
-        """Raises JudgeFailure of class `low_agreement` where best and worst differ, yet the passes do not agree."""
+        """Raises JudgeFailure of class `low_agreement` where each pass takes sides, and each others."""
         weight = self.settings.outcome_weight
         outcomes = {v.trajectory_id: v.score for v in OutcomeJudge().rank(passes.group, episodes).verdicts}
-        means, error = passes.scores.mean(axis=0), noise(passes.scores)
-        differ = float(np.ptp(means)) >= EQUAL_RANGE * error
-        if differ and agreement(passes.scores) < LEAST_AGREEMENT:
-            raise JudgeFailure(
-                "low_agreement", f"{len(passes.scores)} passes agree by a tau of {agreement(passes.scores):.2f} only"
-            )
+        means, agreed, error = passes.scores.mean(axis=0), agreement(passes.level), noise(passes.level)
+        if agreed < LEAST_AGREEMENT and float(np.ptp(passes.level, axis=1).mean()) >= TAKES_SIDES:
+            raise JudgeFailure("low_agreement", f"{len(passes.scores)} passes agree by a tau of {agreed:.2f} only")
         opinions = {}
         for place, member in enumerate(passes.group.trajectory_ids):
             judged, breaches = float(means[place]), episodes[member].breaches
@@ -258,6 +257,11 @@ class _Passes:
         """int (passes, members)."""
         rows = [[question.members.index(m) for m in self.group.trajectory_ids] for question, _ in self.answers]
         return np.array(rows, int).reshape(len(rows), len(self.group.trajectory_ids))
+
+    @property
+    def level(self) -> np.ndarray:
+        """The scores without the linear part of a preference for places, which the mean over passes is free of."""
+        return level(self.scores, self.positions)
 
     @property
     def canary(self) -> float | None:

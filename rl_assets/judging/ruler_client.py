@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,10 +117,16 @@ class JudgeClient:
             return await self._paid(window_id, key, question, [system, {**user, "content": again}], most)
 
     async def close(self) -> None:
-        """Let litellm's own worker end with the event loop that it runs in."""
+        """Let litellm's own worker come to its end before the event loop that it runs in does."""
         from litellm.litellm_core_utils.logging_worker import GLOBAL_LOGGING_WORKER
 
-        await GLOBAL_LOGGING_WORKER.flush()
+        last = asyncio.Event()
+
+        async def come() -> None:
+            last.set()
+
+        GLOBAL_LOGGING_WORKER.ensure_initialized_and_enqueue(come())
+        await last.wait()
         await GLOBAL_LOGGING_WORKER.stop()
 
     async def _paid(
@@ -262,9 +269,10 @@ class JudgeClient:
 
 
 def _quiet_litellm() -> Any:
-    """litellm, imported on first use (it takes seconds), without its own notes on errors and calls."""
+    """litellm, imported on first use (it takes seconds), without its notes on calls and errors, which quote them."""
     import litellm
 
+    warnings.filterwarnings("ignore", "Pydantic serializer warnings", UserWarning)
     litellm.suppress_debug_info = True
     logging.getLogger("LiteLLM").setLevel(logging.CRITICAL)
     return litellm

@@ -123,9 +123,9 @@ def questions(seed: str, members: Sequence[str], view: View, passes: int, most: 
 
 
 def orders(members: int, passes: int, most: int, seed: str) -> list[list[int]]:
-    """The order of members in each of `most` passes: shuffled, and such that a preference for early or late places cancels
-    out. Over the first `passes` (if more than one) and after every second further one, the mean places of any two
-    members differ by at most a third.
+    """The order of members in each of `most` passes: shuffled, yet so that a preference for early or late places
+    cancels out. Over the first `passes` (if more than one) and after every second further one, the mean places of any
+    two members differ by at most a third.
     """
     draw = random.Random(seed)
     found = _balanced_triple(members, draw) if passes % 2 and passes > 1 else []

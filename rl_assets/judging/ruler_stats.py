@@ -51,6 +51,13 @@ def noise(scores: np.ndarray) -> float:
     return max(float(np.sqrt(variance / passes)), LEAST_NOISE)
 
 
+def level(scores: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """Scores without what the place in the prompt adds to them, if that is linear; float64 (passes, members)."""
+    bias = position_bias([(scores, positions)])
+    share = positions / max(positions.shape[1] - 1, 1)
+    return scores - (bias or 0.0) * (share - share.mean(axis=0))
+
+
 def position_bias(passes: Sequence[tuple[np.ndarray, np.ndarray]]) -> float | None:
     """How much a score changes from the first place to the last, by least squares over (scores, positions) of groups.
 
