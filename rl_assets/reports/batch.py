@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rl_assets.episodes import Episode, Policy
 from rl_assets.errors import MalformedInput
 from rl_assets.registry.gate import Decision
-from rl_assets.reports.page import Picture, number, write_page
+from rl_assets.reports.page import Picture, number, render, write_page
 from rl_assets.reports.summary import by_policy, shown_intervals, summarise
 from rl_assets.store.lake import read_episodes_parquet
 
@@ -96,8 +96,7 @@ def render_batch_report(
         raise MalformedInput(f"{missing[0]} has not played the gate; materialize benchmark_evaluations of {batch_id}")
     by_day = dict(zip(gate.days, gate.day_effects, strict=True))
     bounds = f"lower bound {number(gate.lower)}, minimum effect {number(gate.minimum_effect)}"
-    return write_page(
-        directory / "report.html",
+    page = render(
         "batch.html",
         manifest=manifest,
         decision=gate,
@@ -120,6 +119,7 @@ def render_batch_report(
             f"Rewards of the members of {len(manifest.groups)} groups",
         ),
     )
+    return write_page(directory / "report.html", page)
 
 
 def _told(manifest: Manifest, model: Model, updates: int, result: Mapping[str, Any]) -> list[tuple[str, object]]:

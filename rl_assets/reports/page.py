@@ -13,6 +13,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from rl_assets.errors import MalformedInput
 from rl_assets.store.lake import whole_file
 
 LONGEST_TEXT = 2_000
@@ -32,14 +33,15 @@ class Picture:
         return f"data:image/png;base64,{base64.b64encode(self.png).decode()}"
 
 
-def write_page(path: Path, template: str, **values: Any) -> Path:
-    """Render a template of this package to a file, whole or not at all, and return its path.
+def render(template: str, **values: Any) -> str:
+    """The page that a template of this package makes of the values. Raises MalformedInput where a number is NaN."""
+    return _environment().get_template(template).render(values)
 
-    Raises RlAssetsError where the disk refuses.
-    """
-    text = _environment().get_template(template).render(values)
+
+def write_page(path: Path, page: str) -> Path:
+    """Write a page, whole or not at all, and return its path. Raises RlAssetsError where the disk refuses."""
     with whole_file(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(page, encoding="utf-8")
     return path
 
 
@@ -52,9 +54,11 @@ def plain(value: object) -> str:
 
 
 def number(value: float | None, digits: int = 2) -> str:
-    """A number for a table; a dash where there is none."""
-    if value is None or math.isnan(value):
+    """A number for a table; a dash where there is none. Raises MalformedInput for NaN and infinities."""
+    if value is None:
         return "–"
+    if not math.isfinite(value):
+        raise MalformedInput(f"a number of the report is {value}; leave out what was not measured")
     return f"{value:,.{digits}f}".replace("-", "−")
 
 

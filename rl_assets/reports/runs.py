@@ -5,11 +5,10 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from rl_assets.episodes import Episode
 from rl_assets.errors import MalformedInput
-from rl_assets.reports.page import Picture, write_page
+from rl_assets.reports.page import Picture, render, write_page
 from rl_assets.reports.summary import (
     by_policy,
     market_day,
@@ -59,20 +58,21 @@ def write_run_report(directory: Path, episodes: Sequence[Episode]) -> Path:
     policies = by_policy(episodes)
     if not policies:
         raise MalformedInput("the run holds no episode; play some before its report")
-    values = {
-        "names": _names(policies),
-        "told": _told(episodes),
-        "rows": summarise(policies),
-        "distribution": Picture(reward_histogram(_pnls(policies), "PnL (dollars per episode)"), "Distribution of PnL"),
-        "days": Picture(days_by_policy(policies), "Mean PnL of each market day"),
-        "equity": Picture(equity_curves(policies), "Equity over an episode"),
-        "timelines": _each(policies, action_timeline, "Share of episodes per kind of action and tick"),
-        "calibrated": _each(policies, calibration, "Credit by size of order and probability"),
-        "examples": _examples(episodes),
-        "worth": pnl,
-        "most_steps": MOST_STEPS,
-    }
-    return _write(directory, "run.html", episodes, values)
+    page = render(
+        "run.html",
+        names=_names(policies),
+        told=_told(episodes),
+        rows=summarise(policies),
+        distribution=Picture(reward_histogram(_pnls(policies), "PnL (dollars per episode)"), "Distribution of PnL"),
+        days=Picture(days_by_policy(policies), "Mean PnL of each market day"),
+        equity=Picture(equity_curves(policies), "Equity over an episode"),
+        timelines=_each(policies, action_timeline, "Share of episodes per kind of action and tick"),
+        calibrated=_each(policies, calibration, "Credit by size of order and probability"),
+        examples=_examples(episodes),
+        worth=pnl,
+        most_steps=MOST_STEPS,
+    )
+    return _write(directory, episodes, page)
 
 
 def write_comparison_report(directory: Path, episodes_by_policy: Mapping[str, Sequence[Episode]]) -> Path:
@@ -92,33 +92,34 @@ def write_comparison_report(directory: Path, episodes_by_policy: Mapping[str, Se
     episodes = [episode for mine in episodes_by_policy.values() for episode in mine]
     baseline, *others = episodes_by_policy
     rows = summarise(episodes_by_policy)
-    values = {
-        "names": _names(episodes_by_policy),
-        "told": _told(episodes),
-        "baseline": baseline,
-        "rows": rows,
-        "differences": [
+    page = render(
+        "comparison.html",
+        names=_names(episodes_by_policy),
+        told=_told(episodes),
+        baseline=baseline,
+        rows=rows,
+        differences=[
             (name, paired_difference(episodes_by_policy[name], episodes_by_policy[baseline])) for name in others
         ],
-        "intervals": Picture(pnl_by_policy(shown_intervals(rows)), "Mean and interval per policy, as in the table"),
-        "distribution": Picture(
+        intervals=Picture(pnl_by_policy(shown_intervals(rows)), "Mean and interval per policy, as in the table"),
+        distribution=Picture(
             reward_histogram(_pnls(episodes_by_policy), "PnL (dollars per episode)"), "Distribution of PnL per policy"
         ),
-        "days": Picture(days_by_policy(episodes_by_policy), "Mean PnL of each policy on each market day"),
-        "equity": Picture(equity_curves(episodes_by_policy), "Mean equity of each policy over an episode"),
-        "timelines": _each(episodes_by_policy, action_timeline, "Share of episodes per kind of action and tick"),
-        "calibrated": _each(episodes_by_policy, calibration, "Credit by size of order and probability"),
-    }
-    return _write(directory, "comparison.html", episodes, values)
+        days=Picture(days_by_policy(episodes_by_policy), "Mean PnL of each policy on each market day"),
+        equity=Picture(equity_curves(episodes_by_policy), "Mean equity of each policy over an episode"),
+        timelines=_each(episodes_by_policy, action_timeline, "Share of episodes per kind of action and tick"),
+        calibrated=_each(episodes_by_policy, calibration, "Credit by size of order and probability"),
+    )
+    return _write(directory, episodes, page)
 
 
-def _write(directory: Path, template: str, episodes: Sequence[Episode], values: dict[str, Any]) -> Path:
+def _write(directory: Path, episodes: Sequence[Episode], page: str) -> Path:
     with whole_file(directory / "episodes.csv") as partial, partial.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
         writer.writerow(_COLUMNS)
         writer.writerows([_cell(value) for value in _row(episode)] for episode in episodes)
     write_episodes_parquet(directory / "episodes.parquet", episodes)
-    return write_page(directory / "report.html", template, **values)
+    return write_page(directory / "report.html", page)
 
 
 def _row(episode: Episode) -> list[object]:
@@ -159,7 +160,8 @@ def _each(
 
 
 def _examples(episodes: Sequence[Episode]) -> list[Episode]:
-    """The best, the middle and the worst episode by PnL; those without a PnL come last."""
-    ranked = sorted(episodes, key=lambda episode: (-(pnl(episode) or 0.0), episode.trajectory_id))
-    places = sorted({0, len(ranked) // 2, len(ranked) - 1})
-    return [ranked[place] for place in places]
+    """The best, the middle and the worst episode by PnL; without a PnL anywhere, the first, the middle and the last."""
+    ranked = sorted(
+        [episode for episode in episodes if pnl(episode) is not None] or episodes, key=lambda e: -(pnl(e) or 0.0)
+    )
+    return [ranked[place] for place in sorted({0, len(ranked) // 2, len(ranked) - 1})]

@@ -14,7 +14,7 @@ from rl_assets.market.snapshot import WorldConfig
 
 HOSTILE = (
     "<script>alert(1)</script>\"><img src=x onerror=alert(1)></style></title><iframe src='https://example.com'>",
-    "{{ 7 * 7 }}{% include 'base.html' %} $\\frac{1}{0}$ $unclosed_{ &amp; &lt;b&gt;",
+    "{{ 1337 * 7919 }}{% include 'base.html' %} $\\frac{1}{0}$ $unclosed_{ &amp; &lt;b&gt;",
     "_\u202etxt.exe\u202c \u05e9\u05dc\u05d5\u05dd \u200b\x00\x1b[31m \ud800 \n\t",
     "y" * 100_000,
     " ",
@@ -46,7 +46,9 @@ class Page(HTMLParser):
             self.faults.append(f"tag {tag}")
         for name, value in attrs:
             loads = name in ("src", "href", "srcset", "data", "action", "style")
-            if name.startswith("on") or (loads and not (value or "").startswith(("data:image/png;base64,", "#"))):
+            beside = tag == "a" and value in ("episodes.csv", "episodes.parquet")
+            inside = (value or "").startswith("data:image/png;base64,")
+            if name.startswith("on") or (loads and not beside and not inside):
                 self.faults.append(f"attribute {name}={value!r}")
         if tag == "img":
             self.images.append(dict(attrs))

@@ -20,6 +20,7 @@ from rl_assets.registry.evaluate import decide
 from rl_assets.registry.gate import Decision
 from rl_assets.registry.models import Model
 from rl_assets.reports.batch import render_batch_report, write_batch_report
+from rl_assets.reports.summary import by_policy, summarise
 from rl_assets.store.lake import write_episodes_parquet
 from rl_assets.training.manifest import Manifest, ManifestGroup
 from rl_assets_tests.reports.pages import HOSTILE, Page, played, worlds
@@ -85,15 +86,13 @@ def test_a_report_tells_what_was_trained_decided_and_played(tmp_path: Path):
 
 
 def test_skill_is_one_for_the_oracle_and_nothing_where_it_has_not_played(tmp_path: Path):
-    from rl_assets.reports.summary import summarise
-
-    skill = {str(row.policy): row.skill for row in summarise(EPISODES)}
+    skill = {row.policy: row.skill for row in summarise(by_policy(EPISODES))}
     assert skill["oracle"] == 1.0 and skill["hold"] == 0.0
     assert 0.0 < (skill[str(CANDIDATE)] or 0.0) < 1.0
     without = [episode for episode in EPISODES if episode.policy != Policy("oracle")]
-    assert {row.skill for row in summarise(without)} == {None}
+    assert {row.skill for row in summarise(by_policy(without))} == {None}
     elsewhere = [replace(e, snapshot_id="other") if e.policy == CANDIDATE else e for e in EPISODES]
-    assert {str(row.policy): row.skill for row in summarise(elsewhere)}[str(CANDIDATE)] is None
+    assert {row.policy: row.skill for row in summarise(by_policy(elsewhere))}[str(CANDIDATE)] is None
     assert not Page(rendered(tmp_path, episodes=without)).faults
 
 
@@ -129,7 +128,7 @@ def test_hostile_text_in_every_field_stays_text(tmp_path: Path, text: str):
         )
     )
     assert not page.faults
-    assert "49" not in page.text or "7 * 7" not in text
+    assert str(1337 * 7919) not in page.text
     assert not set("\x00\x1b\u202e\u200b") & set(page.text)
     if text.isascii() and text.isprintable() and len(text) < 1000:
         assert page.text.count(text) >= 10
@@ -160,7 +159,7 @@ def test_what_does_not_belong_together_is_refused_and_nothing_is_written(tmp_pat
         ({"model": replace(MODEL, batch_id="batch-other")}, "pass those of one batch"),
         ({"episodes": mine}, "babylon-agent@2 has not played the gate; materialize benchmark_evaluations"),
         ({"episodes": []}, "babylon-agent@3 has not played the gate"),
-        ({"episodes": broken}, "expected_pnl of episode episode-000000 is nan"),
+        ({"episodes": broken}, "expected_pnl of episode-000000 is nan"),
         ({"curve": [{"update": 0.0, "loss/train": float("nan")}]}, "cannot be drawn"),
         ({"decision": {}}, "evaluate the candidate again"),
     ):
