@@ -162,6 +162,7 @@ def prepare_environment(env: MutableMapping[str, str] | None = None) -> None:
         "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # else litellm asks GitHub for prices when it is imported
         "HF_HUB_OFFLINE": "1",  # the embedded policy is built here; nothing is to be looked up on a hub
         "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # a bar per checkpoint loaded would drown what a command says
         "DO_NOT_TRACK": "1",
         "DAGSTER_DISABLE_TELEMETRY": "1",
         "TOKENIZERS_PARALLELISM": "false",  # Dagster forks; tokenizers warns on each fork otherwise

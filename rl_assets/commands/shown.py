@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -18,7 +19,9 @@ def console() -> Console:
     """The console of stdout. Text of users and agents is never read as markup."""
     from rich.console import Console
 
-    return Console(highlight=False, markup=False, emoji=False)
+    # A file or pipe has no width; tables then take what a log line usually may.
+    width = None if sys.stdout.isatty() else 120
+    return Console(highlight=False, markup=False, emoji=False, soft_wrap=True, width=width)
 
 
 def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
