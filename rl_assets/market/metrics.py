@@ -1,16 +1,26 @@
 """What episodes on benchmark snapshots are worth: numbers per policy, each with an interval over market days.
 
-How a group is ranked for training belongs in `rl_assets.judging`; whether a candidate goes live in `registry`.
+Who is better than whom belongs in `leaderboard`; how a group is ranked for training in `rl_assets.judging`; whether a
+candidate goes live in `rl_assets.registry`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from rl_assets.episodes import Episode
+from rl_assets.errors import MalformedInput
+from rl_assets.market.engine import LIQUIDATED, Do
+from rl_assets.market.snapshot import SNAPSHOTS_PER_DAY, parse_id
+from rl_assets.market.trades import Trades, Worlds, trades_of
+
 RESAMPLES = 4_000
+BINS = 5
+"""Bins of the calibration table, of equal width in probability."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,24 +36,216 @@ class Interval:
         return f"{self.mean:.2f} ({self.low:.2f} to {self.high:.2f}, {self.clusters} market days)"
 
 
+@dataclass(frozen=True, slots=True)
+class PolicyMetrics:
+    """What a policy did on some snapshots.
+
+    values: an interval of the mean per episode under each name of METRICS, and None where no episode has the number.
+    calibration: rows of the table that `calibration_table` describes.
+    """
+
+    policy: str
+    episodes: int
+    values: dict[str, Interval | None]
+    calibration: list[dict[str, Any]]
+
+
+METRICS: dict[str, str] = {
+    "expected_pnl": "dollars, what is held at the end valued at the final latent values",
+    "realised_pnl": "dollars, with the outcomes as they fell",
+    "return_on_capital": "expected PnL as a share of the starting cash",
+    "max_drawdown": "dollars, the largest fall of mark-to-market equity from its running peak",
+    "drawdown_share": "that fall as a share of the peak it fell from",
+    "hit_rate": "share of sides taken, each counted once an episode, that were worth more in the end than was paid",
+    "brier": "mean squared distance of the price paid for a side from its outcome",
+    "brier_latent": "the same from the side's final latent probability, without the coin's luck",
+    "edge": "mean of a bought side's final latent probability minus the price paid",
+    "turnover": "traded dollars, notional on perpetuals, as a multiple of the starting cash",
+    "fees": "dollars",
+    "trades": "filled orders",
+    "liquidations": "positions closed by force",
+    "invalid_actions": "refused or unreadable actions",
+    "latency_ms": "mean milliseconds per decision, as the policy measured them",
+    "skill": "expected PnL between holding (0) and the oracle (1), where both played the same snapshots",
+}
+
+
 def cluster_interval(values: np.ndarray, clusters: Sequence[object], *, level: float = 0.95, seed: int = 0) -> Interval:
     """Mean of values (n,) with a percentile bootstrap interval that resamples whole clusters (market days).
 
     Snapshots of one day share their tempo, so days and not snapshots are the independent draws. Raises ValueError
     without values.
     """
-    if not len(values) or len(values) != len(clusters):
-        raise ValueError(
-            f"{len(values)} values and {len(clusters)} clusters; an interval needs equally many, at least one"
-        )
+    return ratio_interval(np.asarray(values, float), np.ones(len(values)), clusters, level=level, seed=seed)
+
+
+def ratio_interval(
+    above: np.ndarray, below: np.ndarray, clusters: Sequence[object], *, level: float = 0.95, seed: int = 0
+) -> Interval:
+    """Sum of above over sum of below, each (n,), with the same kind of interval. Resamples without a positive
+    denominator are left out. Raises ValueError without values or where the denominator is not positive."""
+    if not len(above) or not len(above) == len(below) == len(clusters):
+        raise ValueError(f"{len(above)} values and {len(clusters)} clusters; an interval needs as many of each")
+    if not below.sum() > 0:
+        raise ValueError("an interval of a ratio needs a positive denominator")
     names = {name: place for place, name in enumerate(dict.fromkeys(clusters))}
     place = np.array([names[name] for name in clusters])
     count = len(names)
-    mean = float(np.mean(values))
+    mean = float(above.sum() / below.sum())
     if count == 1:
         return Interval(mean, float("nan"), float("nan"), 1)
-    total, size = np.bincount(place, values, count), np.bincount(place, minlength=count)
+    total, size = np.bincount(place, above, count), np.bincount(place, below, count)
     rng = np.random.Generator(np.random.PCG64(seed))
     drawn = rng.multinomial(count, np.full(count, 1.0 / count), RESAMPLES)
-    low, high = np.quantile((drawn @ total) / (drawn @ size), [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
+    numerator, denominator = drawn @ total, drawn @ size
+    some = denominator > 0
+    low, high = np.quantile(numerator[some] / denominator[some], [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
     return Interval(mean, float(low), float(high), count)
+
+
+def measure(episodes: Sequence[Episode], worlds: Worlds) -> dict[str, PolicyMetrics]:
+    """Metrics of every policy among the episodes, in the order in which policies first appear.
+
+    worlds: snapshot and truth by snapshot id. Raises MalformedInput for an episode whose world is not given, whose
+    steps are not all there, or whose numbers are not finite.
+    """
+    trades = trades_of(episodes, worlds)
+    numbers = per_episode(episodes, worlds, trades)
+    days = [market_day(episode) for episode in episodes]
+    policies = [str(episode.policy) for episode in episodes]
+    skill = _skill(episodes, policies, days)
+    measured = {}
+    for policy in dict.fromkeys(policies):
+        own = np.array([name == policy for name in policies])
+        values = {name: _interval(column[own], np.array(days)[own]) for name, column in numbers.items()}
+        values["skill"] = skill.get(policy)
+        bets = np.isin(trades.episode, np.flatnonzero(own)) & trades.is_bet
+        measured[policy] = PolicyMetrics(policy, int(own.sum()), values, calibration_table(trades, bets))
+    return measured
+
+
+def per_episode(episodes: Sequence[Episode], worlds: Worlds, trades: Trades) -> dict[str, np.ndarray]:
+    """Under each name of METRICS but skill, float64 (episodes,): the number of every episode, NaN where it has none.
+
+    trades: those of the same episodes, from `trades_of`.
+    """
+    n = len(episodes)
+    cash = np.array([worlds[str(episode.snapshot_id)][0].config.start_cash for episode in episodes])
+    curves = [np.array([start, *(s.equity for s in e.steps)]) for start, e in zip(cash, episodes, strict=True)]
+    falls = np.array([drawdown(curve) for curve in curves]).reshape(n, 2)
+    expected = np.array([_finite(episode, "expected_pnl") for episode in episodes])
+    bets = trades.is_bet
+    return {
+        "expected_pnl": expected,
+        "realised_pnl": np.array([_finite(episode, "realised_pnl") for episode in episodes]),
+        "return_on_capital": expected / cash,
+        "max_drawdown": falls[:, 0],
+        "drawdown_share": falls[:, 1],
+        "hit_rate": _hit_rate(trades, n),
+        "brier": _mean_by(trades.episode[bets], (trades.paid - trades.came)[bets] ** 2, n),
+        "brier_latent": _mean_by(trades.episode[bets], (trades.paid - trades.worth)[bets] ** 2, n),
+        "edge": _mean_by(trades.episode[bets], (trades.worth - trades.paid)[bets], n),
+        "turnover": np.bincount(trades.episode, trades.volume, n) / cash,
+        "fees": np.array([episode.fees for episode in episodes]),
+        "trades": np.array([episode.trades for episode in episodes], float),
+        "liquidations": np.array([sum(s.error == LIQUIDATED for s in e.steps) for e in episodes], float),
+        "invalid_actions": np.array([sum(not step.valid for step in e.steps) for e in episodes], float),
+        "latency_ms": np.array([np.mean([step.latency_ms for step in e.steps]) for e in episodes]),
+    }
+
+
+def drawdown(equity: np.ndarray) -> tuple[float, float]:
+    """The largest fall of an equity curve (n,) from its running peak, in dollars and as the largest share of a peak."""
+    peak = np.maximum.accumulate(equity)
+    return float((peak - equity).max()), float(((peak - equity) / peak).max())
+
+
+def calibration_table(trades: Trades, rows: np.ndarray) -> list[dict[str, Any]]:
+    """Purchases by the price paid: its mean, the mean final latent probability of the side, and how often it came true.
+
+    A price paid includes fee and impact. Bins without purchases are left out.
+    """
+    table = []
+    for low in np.linspace(0.0, 1.0, BINS, endpoint=False):
+        inside = rows & (trades.paid >= low) & (trades.paid < low + 1.0 / BINS)
+        if inside.any():
+            table.append(
+                {
+                    "from": round(float(low), 2),
+                    "to": round(float(low + 1.0 / BINS), 2),
+                    "trades": int(inside.sum()),
+                    "paid": float(trades.paid[inside].mean()),
+                    "latent": float(trades.worth[inside].mean()),
+                    "came_true": float(trades.came[inside].mean()),
+                }
+            )
+    return table
+
+
+def market_day(episode: Episode) -> int:
+    """The market day of an episode's snapshot. Raises MalformedInput for an episode without a snapshot of ours."""
+    return parse_id(str(episode.snapshot_id))[1] // SNAPSHOTS_PER_DAY
+
+
+def by_snapshot(episodes: Sequence[Episode]) -> dict[str, float]:
+    """Mean expected PnL in dollars over the siblings on each snapshot. Raises MalformedInput where it is not finite."""
+    earned: dict[str, list[float]] = {}
+    for episode in episodes:
+        earned.setdefault(str(episode.snapshot_id), []).append(_finite(episode, "expected_pnl"))
+    return {snapshot: float(np.mean(values)) for snapshot, values in earned.items()}
+
+
+def _skill(episodes: Sequence[Episode], policies: list[str], days: list[int]) -> dict[str, Interval]:
+    """Per policy, over the snapshots that it, `hold` and `oracle` have all played."""
+    earned = {p: by_snapshot([e for e, own in zip(episodes, policies, strict=True) if own == p]) for p in set(policies)}
+    day = dict(zip([str(episode.snapshot_id) for episode in episodes], days, strict=True))
+    if not {"hold", "oracle"} <= set(earned):
+        return {}
+    found = {}
+    for policy, mine in earned.items():
+        shared = sorted(set(mine) & set(earned["hold"]) & set(earned["oracle"]))
+        floor = np.array([earned["hold"][s] for s in shared])
+        above = np.array([mine[s] for s in shared]) - floor
+        below = np.array([earned["oracle"][s] for s in shared]) - floor
+        if shared and below.sum() > 0:
+            found[policy] = ratio_interval(above, below, [day[s] for s in shared])
+    return found
+
+
+def _hit_rate(trades: Trades, n: int) -> np.ndarray:
+    """Repeated purchases of one side are one bet at their mean price, so that repeating a bet proves nothing."""
+    opening = ~np.isnan(trades.paid)
+    key = np.column_stack([trades.episode, trades.instrument, trades.do])[opening]
+    sides, place = np.unique(key, axis=0, return_inverse=True)
+    weight = trades.volume[opening]
+    total = np.bincount(place, weight, len(sides))
+    paid = total / np.bincount(place, weight / trades.paid[opening], len(sides))
+    worth = np.bincount(place, trades.worth[opening] * weight, len(sides)) / total
+    down = sides[:, 2] == Do.SHORT
+    return _mean_by(sides[:, 0], np.where(down, worth < paid, worth > paid).astype(float), n)
+
+
+def _mean_by(group: np.ndarray, values: np.ndarray, n: int) -> np.ndarray:
+    count = np.bincount(group, minlength=n)
+    return np.divide(np.bincount(group, values, n), count, out=np.full(n, np.nan), where=count > 0)
+
+
+def _interval(values: np.ndarray, days: np.ndarray) -> Interval | None:
+    there = ~np.isnan(values)
+    return cluster_interval(values[there], days[there].tolist()) if there.any() else None
+
+
+def _finite(episode: Episode, name: str) -> float:
+    value = getattr(episode, name)
+    if value is None or not np.isfinite(value):
+        raise MalformedInput(f"{name} of episode {episode.trajectory_id} is {value}; record it again or leave it out")
+    return float(value)
+
+
+def as_rows(measured: Mapping[str, PolicyMetrics]) -> list[dict[str, Any]]:
+    """One row per policy for a table: its name, its episodes, and the mean of every metric, None where it has none."""
+    return [
+        {"policy": m.policy, "episodes": m.episodes}
+        | {name: None if (i := m.values.get(name)) is None else i.mean for name in METRICS}
+        for m in measured.values()
+    ]

@@ -9,6 +9,10 @@ from functools import cache
 import numpy as np
 from hypothesis import strategies as st
 
+from rl_assets.agents.prompt import HOLD_TEXT
+from rl_assets.agents.reply import Reply
+from rl_assets.agents.runner import Agent, Assignment, play
+from rl_assets.episodes import Episode, Policy
 from rl_assets.market.engine import Do, Engine, Fills, Orders
 from rl_assets.market.generate import generate
 from rl_assets.market.snapshot import Snapshot, Truth, WorldConfig
@@ -55,3 +59,35 @@ def with_prices(snapshot: Snapshot, perp: Sequence[int]) -> Snapshot:
     return replace(
         snapshot, perp=np.repeat(path[:, None], snapshot.config.perps, axis=1), funding=np.zeros_like(snapshot.funding)
     )
+
+
+class Scripted:
+    """An agent that says its lines, tick by tick, and holds when they are over."""
+
+    sampling = None
+
+    def __init__(self, name: str, lines: Sequence[str]) -> None:
+        self.policy = Policy(name)
+        self._lines = list(lines)
+
+    def sit(self, engine: Engine, rows: np.ndarray, truths: list[Truth], seeds: list[tuple[int, ...]]) -> _Lines:
+        return _Lines(self._lines, len(rows))
+
+
+class _Lines:
+    def __init__(self, lines: list[str], rows: int) -> None:
+        self._left, self._rows = iter(lines), rows
+
+    def reply(self, observations: Sequence[str]) -> list[Reply]:
+        return [Reply(next(self._left, HOLD_TEXT), latency_ms=3)] * self._rows
+
+
+def episodes_of(agents: Sequence[Agent], seeds: Sequence[int], config: WorldConfig | None = None) -> list[Episode]:
+    """Every agent on every world, recorded without an id."""
+    worlds = [world(config or WorldConfig(), seed) for seed in seeds]
+    return play([Assignment(agent, "agent") for agent in agents], worlds, seed=0, new_ids=lambda n: [""] * n)
+
+
+def by_id(seeds: Sequence[int], config: WorldConfig | None = None) -> dict[str, tuple[Snapshot, Truth]]:
+    worlds = [world(config or WorldConfig(), seed) for seed in seeds]
+    return {snapshot.id: (snapshot, truth) for snapshot, truth in worlds}
