@@ -99,12 +99,12 @@ def generated(
             new = history[perp["ticker"]][number]["price"]
             events.append(("price:updated", {"ticker": perp["ticker"], "oldPrice": perp["price"], "newPrice": new}))
             perp["price"] = new
-        if u() > 0.5:
+        if u() > 0.5 and people and prediction:
             agent, market = people[int(u() * agents)], prediction[int(u() * markets)]
             side = "YES" if u() > 0.5 else "NO"
             trade = {"marketId": market["id"], "agentId": agent["id"], "outcome": side, "amount": 10 + u() * 90}
             events.append(("market:trade", trade))
-        if u() > 0.7:
+        if u() > 0.7 and people and prediction:
             agent, market = people[int(u() * agents)], prediction[int(u() * markets)]
             mood = "bullish" if u() > 0.5 else "bearish"
             content = f"Market sentiment seems {mood} on {market['question']}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -188,7 +189,7 @@ def test_where_the_file_moves_a_market_the_pool_goes_along(tmp_path: Path):
         max_size=4,
     )
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_whatever_is_ordered_accounts_stay_whole_and_rows_apart(world: World, rows):
     snapshot, truth = world
     together = LiveEngine([snapshot] * len(rows))
@@ -209,9 +210,9 @@ def test_whatever_is_ordered_accounts_stay_whole_and_rows_apart(world: World, ro
     assert (realised >= -snapshot.config.start_cash).all()
 
 
-def played(world: World, siblings: int = 2) -> list[Episode]:
-    agents = [Assignment(ReferenceAgent(name), name, siblings) for name in REFERENCE_AGENTS]
-    return play(agents, [world], seed=7, new_ids=names)
+def played(world: World, siblings: int = 2, agents: Sequence[str] = REFERENCE_AGENTS) -> list[Episode]:
+    assignments = [Assignment(ReferenceAgent(name), name, siblings) for name in agents]
+    return play(assignments, [world], seed=7, new_ids=names)
 
 
 def test_every_reference_agent_plays_and_every_episode_replays_bit_for_bit(world: World):
@@ -228,13 +229,13 @@ def test_every_reference_agent_plays_and_every_episode_replays_bit_for_bit(world
 @pytest.mark.parametrize("name", ["small-10m60s-5pm-3perp-8ag-seed12345.json", "wide-30m30s-12pm-7perp-4ag-seed7.json"])
 def test_a_file_of_the_game_is_played_and_replays_bit_for_bit(babylon_data: Path, name: str):
     world = import_babylon(babylon_data / name)
-    episodes = played(world, siblings=1)
+    episodes = played(world, 1, ("hold", "random", "post_follower"))
     assert [difference for episode in episodes for difference in replay(episode, *world)] == []
-    assert {episode.policy.name: episode.realised_pnl for episode in episodes}["hold"] == 0.0
+    assert episodes[0].realised_pnl == 0.0
 
 
 def test_a_record_that_was_changed_does_not_replay(world: World):
-    episode = next(e for e in played(world, 1) if e.policy.name == "random")
+    (episode,) = played(world, 1, ("random",))
     step = replace(episode.steps[2], reward=episode.steps[2].reward + 0.000001)
     forged = replace(episode, steps=(*episode.steps[:2], step, *episode.steps[3:]))
     assert len(replay(forged, *world)) == 1

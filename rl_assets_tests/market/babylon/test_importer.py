@@ -445,7 +445,7 @@ def mutated(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @given(file=mutated())
-@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 def test_a_file_that_was_tampered_with_is_refused_or_means_what_it_says(file: dict[str, Any], tmp_path_factory):
     directory = tmp_path_factory.getbasetemp()
     try:
