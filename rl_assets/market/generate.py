@@ -24,6 +24,12 @@ from rl_assets.market.snapshot import (
 from rl_assets.market.sources import SOURCES
 
 GENERATOR_VERSION = 1
+USUAL_TICK_SECONDS = 300
+"""Seconds over which a path moves as far as the constants below say; other ticks move it by their share."""
+LONG_SECONDS = 28_800
+"""Beyond this length of a world trends turn and paths are thrown back at bounds, so that a week drifts nowhere."""
+_LATE = np.array([source.late for source in SOURCES])
+_RELIABILITY = np.array([source.reliability for source in SOURCES])
 _PURPOSES = ("day", "latent", "crowd", "posts", "outcome", "fair", "index", "funding", "perp_posts")
 
 
@@ -64,9 +70,11 @@ def generate(split: str, seed: int, config: WorldConfig | None = None) -> tuple[
 
 def _prediction_market(seed: int, index: int, tempo: float, config: WorldConfig) -> dict:
     rng = _stream("latent", seed, index)
-    active = _regimes(rng, config.ticks, stay=0.85)
-    moves = rng.standard_normal(config.ticks) * np.where(active, 0.45, 0.15) * tempo
-    log_odds = np.clip(0.9 * rng.standard_normal() + np.concatenate([[0.0], np.cumsum(moves)]), -3.5, 3.5)
+    pace = config.tick_seconds / USUAL_TICK_SECONDS
+    active = _regimes(rng, config.ticks, pace)
+    moves = rng.standard_normal(config.ticks) * np.where(active, 0.45, 0.15) * tempo * np.sqrt(pace)
+    path = 0.9 * rng.standard_normal() + np.concatenate([[0.0], np.cumsum(moves)])
+    log_odds = _folded(path, 3.5) if _is_long(config) else np.clip(path, -3.5, 3.5)
     latent = np.rint(_sigmoid(log_odds) / LATENT_UNIT).astype(np.int64)
     seen = _late(log_odds, config.crowd_lag) + 0.12 * _stream("crowd", seed, index).standard_normal(config.ticks + 1)
     crowd = np.clip(np.rint(_sigmoid(seen) / PRICE_UNIT), 200, 9_800).astype(np.int64)
@@ -77,12 +85,15 @@ def _prediction_market(seed: int, index: int, tempo: float, config: WorldConfig)
 
 def _perpetual(seed: int, index: int, tempo: float, config: WorldConfig) -> dict:
     rng = _stream("fair", seed, index)
-    trending = _regimes(rng, config.ticks, stay=0.85)
+    pace = config.tick_seconds / USUAL_TICK_SECONDS
+    trending = _regimes(rng, config.ticks, pace)
     direction = np.where(rng.random(config.ticks) < 0.5, -1.0, 1.0)
-    jumps = np.where(rng.random(config.ticks) < 0.12, direction * 0.02, 0.0)
-    drift = np.where(trending, 0.004 * direction[0], 0.0)
-    moves = drift + jumps + 0.006 * tempo * rng.standard_normal(config.ticks)
-    log_price = np.log(config.perp_price) + np.concatenate([[0.0], np.cumsum(moves)])
+    jumps = np.where(rng.random(config.ticks) < 0.12 * pace, direction * 0.02, 0.0)
+    way = direction[_spells(trending)] if _is_long(config) else direction[0]
+    moves = np.where(trending, 0.004 * pace * way, 0.0) + jumps
+    moves = moves + 0.006 * tempo * np.sqrt(pace) * rng.standard_normal(config.ticks)
+    path = np.concatenate([[0.0], np.cumsum(moves)])
+    log_price = np.log(config.perp_price) + (_folded(path, 1.5) if _is_long(config) else path)
     fair = np.rint(np.exp(log_price) / PERP_UNIT).astype(np.int64)
     noise = 0.002 * _stream("index", seed, index).standard_normal(config.ticks + 1)
     index_price = np.rint(np.exp(_late(log_price, config.crowd_lag) + noise) / PERP_UNIT).astype(np.int64)
@@ -100,23 +111,40 @@ def _posts(
 
     A source answers truly with its reliability; a late one tells where the price has come from.
     """
-    posts = []
-    for tick in range(config.ticks):
-        speaks, who, luck = rng.random(3)
-        if speaks >= config.post_rate:
-            continue
-        source = SOURCES[int(who * len(SOURCES))]
-        ahead = bool(value[min(tick + config.horizon, config.ticks)] > price[tick])
-        behind = bool(price[tick] > price[max(tick - 2, 0)])
-        told = behind if source.late else ahead
-        posts.append(Post(tick, instrument, source.name, told if luck < source.reliability else not told))
-    return posts
+    speaks, who, luck = rng.random((config.ticks, 3)).T
+    ticks = np.flatnonzero(speaks < config.post_rate)
+    source = (who[ticks] * len(SOURCES)).astype(int)
+    ahead = value[np.minimum(ticks + config.horizon, config.ticks)] > price[ticks]
+    behind = price[ticks] > price[np.maximum(ticks - 2, 0)]
+    told = np.where(_LATE[source], behind, ahead)
+    up = np.where(luck[ticks] < _RELIABILITY[source], told, ~told)
+    return [
+        Post(tick, instrument, SOURCES[name].name, said)
+        for tick, name, said in zip(ticks.tolist(), source.tolist(), up.tolist(), strict=True)
+    ]
 
 
-def _regimes(rng: np.random.Generator, ticks: int, stay: float) -> np.ndarray:
-    """bool (ticks,): a two-state chain that keeps its state with probability `stay`."""
+def _is_long(config: WorldConfig) -> bool:
+    return config.ticks * config.tick_seconds > LONG_SECONDS
+
+
+def _regimes(rng: np.random.Generator, ticks: int, pace: float) -> np.ndarray:
+    """bool (ticks,): a two-state chain that keeps its state over a usual tick with probability 0.85."""
+    stay = (1.0 + 0.7**pace) / 2.0
     start, switches = rng.random() < 0.5, rng.random(ticks) >= stay
     return (int(start) + np.cumsum(switches)) % 2 == 1
+
+
+def _spells(regime: np.ndarray) -> np.ndarray:
+    """int (ticks,): the tick at which the regime of each tick began."""
+    begins = np.concatenate([[True], regime[1:] != regime[:-1]])
+    return np.maximum.accumulate(np.where(begins, np.arange(len(regime)), 0))
+
+
+def _folded(path: np.ndarray, bound: float) -> np.ndarray:
+    """The path, thrown back wherever it would leave -bound..bound."""
+    along = np.mod(path + bound, 4.0 * bound)
+    return np.where(along > 2.0 * bound, 4.0 * bound - along, along) - bound
 
 
 def _late(path: np.ndarray, lag: int) -> np.ndarray:
