@@ -11,10 +11,29 @@ from rl_assets.grouping import build_groups
 from rl_assets.judging import JudgementSet, OutcomeJudge
 from rl_assets.store.agents import provision_agents
 from rl_assets.store.episodes import new_trajectory_ids, write_episodes
-from rl_assets.store.ledger import record_judgements
+from rl_assets.store.ledger import Batch, advance_batch, record_judgements
+from rl_assets.training.manifest import Manifest
 from rl_assets_tests.store.made import SAMPLE, WINDOW, an_episode
 
 LINE = SAMPLE.policy.name
+PATHS = {
+    "reserved": [],
+    "failed": ["failed"],
+    "freed": ["freed"],
+    "training": ["training"],
+    "unknown": ["training", "unknown"],
+    "trained": ["training", "trained"],
+    "evaluated": ["training", "trained", "evaluated"],
+    "promoted": ["training", "trained", "evaluated", "promoted"],
+    "rejected": ["training", "trained", "evaluated", "rejected"],
+}
+"""How a claimed batch comes into each state."""
+
+
+class Stricter(OutcomeJudge):
+    """A judge of another version."""
+
+    version = "2"
 
 
 def recorded(
@@ -60,3 +79,13 @@ def waiting(conn: psycopg.Connection, count: int, *, siblings: int = 2, window: 
     episodes = recorded(conn, count, siblings=siblings, window=window)
     record_judgements(conn, judged(episodes, window=window, group_size=siblings))
     return episodes
+
+
+def brought_to(conn: psycopg.Connection, batch: Batch, state: str) -> Batch:
+    for step in PATHS[state]:
+        batch = advance_batch(conn, batch.id, step)
+    return batch
+
+
+def ids_of(batch: Batch) -> set[str]:
+    return set(Manifest.from_json(batch.manifest).trajectory_ids)
