@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import httpx
@@ -116,20 +117,24 @@ async def connect(url: str) -> AsyncIterator[Remote]:
 
 
 def read_url(text: str) -> httpx.URL:
-    """A server's URL as a person typed it. Raises ConfigurationError."""
+    """A server's URL as a person typed it. Raises ConfigurationError, without repeating a password."""
     url = _parsed(text)
     if url.scheme not in ("http", "https") or not url.host or url.userinfo or url.query or url.fragment:
+        given = "this" if "@" in text else repr(shown(text))
         raise ConfigurationError(
-            f"{shown(text)!r} is not the URL of a server; write it like http://127.0.0.1:41241 or https://example.org, "
+            f"{given} is not the URL of a server; write it like http://127.0.0.1:41241 or https://example.org, "
             "without a password or query"
         )
     return url
 
 
 def _parsed(text: str) -> httpx.URL:
+    """The URL as requests will be made with it, or an empty one if it is broken."""
     try:
+        strict = urlsplit(text)
+        _ = strict.port  # checked when it is read
         return httpx.URL(text)
-    except (httpx.InvalidURL, ValueError, TypeError):
+    except (httpx.InvalidURL, ValueError):
         return httpx.URL("")
 
 

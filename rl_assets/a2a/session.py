@@ -137,10 +137,9 @@ class Room:
 
     def check_open(self) -> None:
         """Raises Refused unless agents may act now."""
-        if len(self.sessions) < self.seats:
-            raise Refused(
-                f"{self.seats - len(self.sessions)} more agents must join before this market opens; try later"
-            )
+        if not self.full:
+            missing = self.seats - len(self.sessions)
+            raise Refused(f"this market opens when all {self.seats} agents have joined; {missing} missing, try later")
         if self.finished:
             raise Refused("this market has closed; getDashboard tells how you did, and join starts a new episode")
 
