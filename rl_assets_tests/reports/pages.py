@@ -17,7 +17,6 @@ HOSTILE = (
     "{{ 1337 * 7919 }}{% include 'base.html' %} $\\frac{1}{0}$ $unclosed_{ &amp; &lt;b&gt;",
     "_\u202etxt.exe\u202c \u05e9\u05dc\u05d5\u05dd \u200b\x00\x1b[31m \ud800 \n\t",
     "y" * 100_000,
-    " ",
 )
 _VOID = {"meta", "img", "br", "hr"}
 # fmt: off

@@ -87,7 +87,7 @@ def test_a_plot_of_nothing_of_one_or_of_many_is_a_picture_fit_for_metadata(draw:
     assert len(png) < LARGEST
 
 
-@pytest.mark.parametrize("draw", [SINGLE["update"], MANY["gate"], MANY["policies"]])
+@pytest.mark.parametrize("draw", [MANY["gate"], SINGLE["market"]])
 def test_the_same_input_gives_the_same_bytes_and_no_metadata(draw: Callable[[], bytes]):
     first = draw()
     assert draw() == first
@@ -95,7 +95,7 @@ def test_the_same_input_gives_the_same_bytes_and_no_metadata(draw: Callable[[], 
 
 
 def test_threads_may_draw_at_the_same_time():
-    draws = [SINGLE["day"], SINGLE["policy"], SINGLE["group"]] * 2
+    draws = [SINGLE["day"], SINGLE["policy"]] * 2
     alone = [draw() for draw in draws]
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(lambda draw: draw(), draws)) == alone
@@ -146,7 +146,6 @@ def test_an_infinite_bound_is_refused():
 def test_sealed_values_are_drawn_only_where_they_are_given():
     snapshot, truth = generate("train", 3, WorldConfig())
     assert price_paths(snapshot, None) != price_paths(snapshot, truth)
-    assert price_paths(snapshot, None) == price_paths(snapshot, None)
 
 
 def test_the_markdown_holds_the_picture_itself():
