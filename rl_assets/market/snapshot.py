@@ -41,7 +41,7 @@ FUNDING_UNIT = 1e-6
 
 MARKET_NAMES = "ABCDEFGHIJKL"
 PERP_NAMES = "PQRSTUVW"
-_ID = re.compile(r"^(train|gate|sealed)-(\d{6})-([0-9a-f]{12})$")
+_ID = re.compile(r"(train|gate|sealed)-(\d{6})-([0-9a-f]{12})", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -287,7 +287,7 @@ def parse_snapshot(raw: Any, where: str) -> Snapshot:
 
 def parse_id(snapshot_id: str) -> tuple[str, int]:
     """Split and seed of a snapshot id. Raises MalformedInput."""
-    match = _ID.match(snapshot_id)
+    match = _ID.fullmatch(snapshot_id)
     if match is None:
         raise MalformedInput(f"{snapshot_id!r} is not a snapshot id such as train-000042-0123456789ab")
     return match[1], int(match[2])
