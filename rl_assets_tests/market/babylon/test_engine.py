@@ -7,12 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psycopg
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rl_assets.agents.reference import REFERENCE_AGENTS
 from rl_assets.agents.runner import Assignment, ReferenceAgent, play, replay
+from rl_assets.assets.trajectories import replay_sample
 from rl_assets.episodes import Episode
 from rl_assets.market.babylon import arithmetic
 from rl_assets.market.babylon.engine import LiveEngine
@@ -21,6 +23,9 @@ from rl_assets.market.babylon.snapshot import LEVERAGE, BabylonSnapshot, Babylon
 from rl_assets.market.engine import Do, Engine
 from rl_assets.market.exchange import engine_for
 from rl_assets.market.generate import generate
+from rl_assets.market.snapshot import save_snapshot
+from rl_assets.store.agents import provision_agents
+from rl_assets.store.episodes import new_trajectory_ids, read_episodes, write_episodes
 from rl_assets_tests.market.babylon.made import generated, with_prices, with_shares, written
 from rl_assets_tests.market.wild import SIZES, one, side_by_side
 
@@ -232,6 +237,18 @@ def test_a_file_of_the_game_is_played_and_replays_bit_for_bit(babylon_data: Path
     episodes = played(world, 1, ("hold", "random", "post_follower"))
     assert [difference for episode in episodes for difference in replay(episode, *world)] == []
     assert episodes[0].realised_pnl == 0.0
+
+
+def test_an_episode_on_an_imported_snapshot_is_recorded_read_and_found_true(
+    conn: psycopg.Connection, tmp_path: Path, world: World
+):
+    save_snapshot(tmp_path, *world)
+    agent = Assignment(ReferenceAgent("random"), provision_agents(conn, ["random"])["random"], 3)
+    episodes = play([agent], [world], seed=0, new_ids=new_trajectory_ids)
+    write_episodes(conn, episodes)
+    read = list(read_episodes(conn, [episode.trajectory_id for episode in episodes]).values())
+    assert {episode.snapshot_id for episode in read} == {world[0].id}
+    assert replay_sample(read, tmp_path, None) == (3, [])
 
 
 def test_a_record_that_was_changed_does_not_replay(world: World):

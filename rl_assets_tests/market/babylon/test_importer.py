@@ -420,25 +420,30 @@ def mutated(draw: st.DrawFn) -> dict[str, Any]:
     file = copy.deepcopy(SMALL)
     for _ in range(draw(st.integers(1, 3))):
         *way, key = draw(st.sampled_from(PATHS))
-        holder = file
+        holder: Any = file
         try:
             for step in way:
                 holder = holder[step]
             value = holder[key]
         except (KeyError, IndexError, TypeError):
             continue
-        kind = draw(st.sampled_from(["replace", "nudge", "remove", "repeat", "exchange"]))
+        kinds = ["replace", "remove"]
+        if isinstance(value, int | float) and abs(value) < 1e18:
+            kinds += ["nudge"] * 4
+        if isinstance(holder, list):
+            kinds += ["repeat", "exchange"]
+        kind = draw(st.sampled_from(kinds))
         if kind == "replace":
             holder[key] = draw(ODD | st.text(max_size=5))
-        elif kind == "nudge" and isinstance(value, int | float) and not isinstance(value, bool):
-            holder[key] = draw(st.sampled_from([value + 1, value * 1.5, -value, value * (1 + 1e-12), value / 2]))
-        elif kind == "nudge" and isinstance(value, bool):
-            holder[key] = not value
         elif kind == "remove":
             del holder[key]
-        elif isinstance(holder, list) and kind == "repeat":
+        elif kind == "nudge" and isinstance(value, bool):
+            holder[key] = not value
+        elif kind == "nudge":
+            holder[key] = draw(st.sampled_from([value + 1, value * 1.5, -value, value * (1 + 1e-12), value / 2]))
+        elif kind == "repeat":
             holder.insert(draw(st.integers(0, len(holder))), copy.deepcopy(value))
-        elif isinstance(holder, list) and kind == "exchange":
+        else:
             other = draw(st.integers(0, len(holder) - 1))
             holder[key], holder[other] = holder[other], holder[key]
     return file
