@@ -54,7 +54,7 @@ def deployed_model(
         if batch is not None:
             # Written first: whoever waits for the decision may look at the report as soon as it is there.
             report["report"] = dg.MetadataValue.path(write_batch_report(conn, lake.batch(batch.id), batch.id))
-            decided = carry_out(conn, batch, context.run_id)
+            decided = carry_out(conn, batch, context.run.run_id)
         context.log.info(decided)
         live = get_model(conn, line, champion_step(conn, line) or 0)
         found = checkpoint_digest(live.checkpoint_path)

@@ -78,7 +78,7 @@ def benchmark_evaluations(context: dg.AssetExecutionContext, database: Database,
             on_progress=progress,
         )
         if batch.state not in DECIDED:
-            advance_batch(conn, batch.id, "evaluated", run_id=context.run_id, result=_summary(batch, found))
+            advance_batch(conn, batch.id, "evaluated", run_id=context.run.run_id, result=_summary(batch, found))
     decision = found.decision
     context.log.info(decision.reason)
     return dg.MaterializeResult(
@@ -147,25 +147,25 @@ def _conditions(d: "Decision") -> list[dict[str, Any]]:
 
 
 def _policies(episodes: list["Episode"]) -> dict[str, Any]:
-    """Every policy's means and skill, with a 95 % interval over market days."""
+    """Every policy's means and skill, with a 95 % interval over market days where there is more than one."""
     from rl_assets.reports.plots import pnl_by_policy
-    from rl_assets.reports.summary import summarise
+    from rl_assets.reports.summary import by_policy, shown_intervals, summarise
 
-    rows, shown = [], {}
-    for row in summarise(episodes):
-        assert row.expected is not None  # a benchmark episode has an expected PnL
-        low, high = (None if math.isnan(x) else round(x, 3) for x in (row.expected.low, row.expected.high))
-        shown[str(row.policy)] = (row.expected.mean, low, high)
-        rows.append(
-            {
-                "policy": str(row.policy),
-                "expected_pnl": round(row.expected.mean, 3),
-                "low": low,
-                "high": high,
-                "skill": row.skill,
-                "max_drawdown": row.max_drawdown,
-                "breaches": row.breaches,
-                "trades": row.trades,
-            }
-        )
+    summary = summarise(by_policy(episodes))
+    shown = shown_intervals(summary)
+    rows = [
+        {
+            "policy": row.policy,
+            **dict(zip(("expected_pnl", "low", "high"), map(_finite, shown[row.policy]), strict=True)),
+            "skill": row.skill,
+            "max_drawdown": row.max_drawdown,
+            "breaches": row.breaches,
+            "trades": row.trades,
+        }
+        for row in summary
+    ]
     return {"policies": table(rows), "pnl_by_policy": picture(pnl_by_policy(shown))}
+
+
+def _finite(value: float) -> float | None:
+    return None if math.isnan(value) else value

@@ -8,6 +8,7 @@ import numpy as np
 import psycopg
 from psycopg.types.json import Jsonb
 
+from rl_assets.market.snapshot import SPLITS
 from rl_assets.registry.checkpoints import checkpoint_digest
 from rl_assets.registry.decisions import record_evaluation
 from rl_assets.registry.gate import Decision, Play, compare
@@ -16,6 +17,8 @@ from rl_assets.training.manifest import Manifest, ManifestGroup
 from rl_assets.training.service import TrainingResult
 
 LINE = "babylon-agent"
+GATE = SPLITS["gate"][:8:4]
+"""Seeds of a gate that is quickly played: two snapshots of two market days."""
 DAYS = np.repeat(np.arange(16), 4)
 
 

@@ -1,64 +1,34 @@
 from __future__ import annotations
 
-import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import psycopg
 import pytest
 
-from rl_assets import harness
 from rl_assets.agents.runner import replay
-from rl_assets.episodes import Policy
+from rl_assets.episodes import Episode, Policy
 from rl_assets.errors import MalformedInput, MissingCheckpoint
 from rl_assets.market.generate import generate
-from rl_assets.market.snapshot import SPLITS
 from rl_assets.registry.checkpoints import checkpoint_digest
-from rl_assets.registry.decisions import latest_evaluation, look_number
+from rl_assets.registry.decisions import Evaluation, latest_evaluation, look_number
 from rl_assets.registry.evaluate import REFERENCES, evaluate, play_of, skill
-from rl_assets.registry.models import register_base, register_candidate
-from rl_assets.settings import Settings
 from rl_assets.store.lake import read_episodes_parquet
-from rl_assets.store.ledger import Batch, get_batch
-from rl_assets.training.base import WarmStart, base_path, ensure_base_policy
-from rl_assets_tests.registry.made import LINE, a_batch, a_result
+from rl_assets.store.ledger import Batch
+from rl_assets.training.base import base_path
+from rl_assets_tests.registry.made import GATE, LINE
 from rl_assets_tests.store.made import an_episode
 
-GATE = SPLITS["gate"][:8:4]
-SIZE = {"most_snapshots": 64, "siblings": 2, "seed": 7}
 
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data directory with a step 0 that has imitated next to nothing, and a step 1 that has imitated a bit more."""
-    data = tmp_path_factory.mktemp("data")
-    ensure_base_policy(data, LINE, warm_start=WarmStart(episodes=16, passes=1))
-    elsewhere = tmp_path_factory.mktemp("more")
-    more = ensure_base_policy(elsewhere, LINE, warm_start=WarmStart(episodes=32, passes=1))
-    step = base_path(data, LINE).with_name("0001")
-    shutil.copytree(more.path, step)
-    (step / "training.json").write_text(json.dumps({"curve": [{"update": 0.0, "loss/train": 0.5}]}), encoding="utf-8")
-    return data
-
-
-@pytest.fixture
-def batch(conn: psycopg.Connection, trained: Path) -> Batch:
-    """A trained batch whose candidate is step 1, with the gate's snapshots provided and step 0 as champion."""
-    settings = Settings(trained)
-    harness.provide(conn, settings, "gate", GATE)
-    base = base_path(trained, LINE)
-    register_base(conn, LINE, base, checkpoint_digest(base), metrics={})
-    batch_id = a_batch(conn, "1", 0, state="trained")
-    register_candidate(conn, a_result(batch_id, base.with_name("0001"), 0, 1))
-    return get_batch(conn, batch_id)
+def measured(conn: psycopg.Connection, batch: Batch, snapshots: Path, record: Path) -> tuple[Evaluation, list[Episode]]:
+    return evaluate(conn, batch, snapshots, record, most_snapshots=64, siblings=2, seed=7)
 
 
 def test_everybody_plays_the_gate_and_the_models_are_paired(
     conn: psycopg.Connection, batch: Batch, trained: Path, tmp_path: Path
 ):
     record = tmp_path / "evaluation.parquet"
-    found, episodes = evaluate(conn, batch, trained / "snapshots", record, **SIZE)
+    found, episodes = measured(conn, batch, trained / "snapshots", record)
     assert read_episodes_parquet(record) == episodes
     assert all(episode.is_evaluation and episode.not_trainable == "is_evaluation" for episode in episodes)
     assert conn.execute("SELECT count(*) FROM trajectories").fetchone() == (0,)
@@ -89,11 +59,11 @@ def test_a_decision_stands_and_lost_episodes_are_played_again(
     conn: psycopg.Connection, batch: Batch, trained: Path, tmp_path: Path
 ):
     record = tmp_path / "evaluation.parquet"
-    first, played = evaluate(conn, batch, trained / "snapshots", record, **SIZE)
-    again, read = evaluate(conn, batch, trained / "snapshots", record, **SIZE)
+    first, played = measured(conn, batch, trained / "snapshots", record)
+    again, read = measured(conn, batch, trained / "snapshots", record)
     assert (again, read) == (first, played)
     record.unlink()
-    once_more, replayed = evaluate(conn, batch, trained / "snapshots", record, **SIZE)
+    once_more, replayed = measured(conn, batch, trained / "snapshots", record)
     assert once_more == first
     assert [e.content_hash for e in replayed] == [e.content_hash for e in played]
     assert conn.execute("SELECT count(*) FROM rl_assets.evaluations").fetchone() == (1,)
@@ -107,14 +77,14 @@ def test_a_checkpoint_or_a_gate_that_is_missing_is_said_and_nothing_is_recorded(
 ):
     record = tmp_path / "evaluation.parquet"
     with pytest.raises(MalformedInput, match=r"public\.json is missing; run `rl-assets snapshots generate`"):
-        evaluate(conn, batch, tmp_path / "nowhere", record, **SIZE)
+        measured(conn, batch, tmp_path / "nowhere", record)
     conn.execute("UPDATE rl_assets.models SET digest = 'another' WHERE step = 1")
     with pytest.raises(MissingCheckpoint, match="is not what was registered as babylon-agent step 1"):
-        evaluate(conn, batch, trained / "snapshots", record, **SIZE)
+        measured(conn, batch, trained / "snapshots", record)
     conn.execute("UPDATE rl_assets.models SET digest = %s WHERE step = 1", [checkpoint_digest(step_1(trained))])
     conn.execute("DELETE FROM rl_assets.snapshots")
     with pytest.raises(MalformedInput, match="no gate snapshot is registered"):
-        evaluate(conn, batch, trained / "snapshots", record, **SIZE)
+        measured(conn, batch, trained / "snapshots", record)
     assert not record.exists()
     assert latest_evaluation(conn, batch.id) is None
 

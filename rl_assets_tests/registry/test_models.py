@@ -48,7 +48,7 @@ def live_for_babylon(conn: psycopg.Connection) -> str | None:
     row = conn.execute(
         """SELECT version FROM trained_models WHERE status IN ('ready', 'deployed') ORDER BY "createdAt" DESC LIMIT 1"""
     ).fetchone()
-    return row and row[0]
+    return None if row is None else row[0]
 
 
 def states(conn: psycopg.Connection) -> dict[int, str]:
