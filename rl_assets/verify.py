@@ -230,7 +230,7 @@ def registry(conn: psycopg.Connection, settings: Settings) -> Iterator[Finding]:
             batch.id,
             "warn" if stuck else "pass",
             f"{batch.state}, attempt {batch.attempt}" + (f": {batch.error}" if batch.error else ""),
-            "read its run: make ui" if stuck else "",
+            "read its run (make ui), then rl-assets batches retry or free" if stuck else "",
         )
 
 

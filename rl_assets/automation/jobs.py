@@ -43,7 +43,7 @@ class Forcing(dg.Config):
     forced_by: str = Field(description="Who or what overrides the threshold; it is kept with the batch.")
 
 
-@dg.op(description="Claim every fresh episode, whatever the threshold; the training sensor then starts the run.")
+@dg.op(description="Claim the fresh episodes, whatever the threshold; the training sensor then starts the run.")
 def claim_below_threshold(
     context: dg.OpExecutionContext, config: Forcing, database: Database, trainer: Trainer
 ) -> None:

@@ -1,0 +1,73 @@
+"""`rl-assets batches`: what became of each claim, and what a person decides where the ledger asks for one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    import psycopg
+
+    from rl_assets.settings import Settings
+
+
+@click.group()
+def batches() -> None:
+    """Training batches: list, retry, free."""
+
+
+@batches.command(name="list")
+@click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True)
+def list_(limit: int) -> None:
+    """Batches of the model line, newest first."""
+    from rl_assets.commands.shown import show_table
+    from rl_assets.store.ledger import batches as find
+
+    with _ledger() as (conn, settings):
+        rows = find(conn, model_line=settings.model_line, limit=limit)
+    show_table(
+        settings.model_line,
+        ("batch", "state", "attempt", "episodes", "on top of", "forced by", "error", "created"),
+        [
+            (b.id, b.state, b.attempt, b.episodes, b.base_step, b.forced_by, b.error, f"{b.created_at:%Y-%m-%d %H:%M}")
+            for b in rows
+        ],
+    )
+
+
+@batches.command()
+@click.argument("batch_id")
+def retry(batch_id: str) -> None:
+    """Train a failed batch once more; the training sensor requests the run at its next tick."""
+    _move(batch_id, "reserved", "is tried again")
+
+
+@batches.command()
+@click.argument("batch_id")
+def free(batch_id: str) -> None:
+    """Give the episodes of a failed or reserved batch back, for the next claim."""
+    _move(batch_id, "freed", "is freed; its episodes wait again")
+
+
+def _move(batch_id: str, state: str, what: str) -> None:
+    from rl_assets.store.ledger import advance_batch
+
+    with _ledger() as (conn, _):
+        batch = advance_batch(conn, batch_id, state)
+    click.echo(f"{batch.id} {what}, attempt {batch.attempt}")
+
+
+@contextmanager
+def _ledger() -> Iterator[tuple[psycopg.Connection, Settings]]:
+    from rl_assets.services import databases
+    from rl_assets.settings import Settings
+    from rl_assets.store.database import connect, migrate
+
+    settings = Settings.from_env()
+    with databases(settings) as urls:
+        migrate(urls.babylon)
+        with connect(urls.babylon) as conn:
+            yield conn, settings

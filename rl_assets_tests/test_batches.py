@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import psycopg
+import pytest
+
+from rl_assets import cli
+from rl_assets.store.ledger import advance_batch, claim_batch, get_batch, readiness
+from rl_assets_tests.automation.waiting import LINE, a_champion, judged_episodes
+
+
+@pytest.fixture
+def failed(conn: psycopg.Connection, postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A batch of twenty episodes whose training failed, on the database that the command line uses."""
+    monkeypatch.setenv("DATABASE_URL", postgres_url)
+    monkeypatch.setenv("DAGSTER_PG_URL", postgres_url)
+    a_champion(conn)
+    judged_episodes(conn, 20)
+    batch = claim_batch(conn, model_line=LINE, base_step=0, minimum=20, forced_by=None)
+    assert batch is not None
+    advance_batch(conn, batch.id, "training")
+    advance_batch(conn, batch.id, "failed", error="the disk was full")
+    return batch.id
+
+
+def test_a_failed_batch_is_listed_with_its_error(failed: str, capsys: pytest.CaptureFixture[str]):
+    assert cli.run(["batches", "list"]) == 0
+    said = capsys.readouterr().out
+    assert failed in said
+    assert "the disk was full" in said
+
+
+def test_a_failed_batch_can_be_tried_again(failed: str, conn: psycopg.Connection):
+    assert cli.run(["batches", "retry", failed]) == 0
+    batch = get_batch(conn, failed)
+    assert (batch.state, batch.attempt) == ("reserved", 2)
+
+
+def test_a_failed_batch_gives_its_episodes_back(failed: str, conn: psycopg.Connection):
+    assert readiness(conn, LINE, 0).fresh == 0
+    assert cli.run(["batches", "free", failed]) == 0
+    assert readiness(conn, LINE, 0).fresh == 20
+
+
+@pytest.mark.parametrize("verb", ["retry", "free"])
+def test_a_batch_that_is_none_is_said(failed: str, capsys: pytest.CaptureFixture[str], verb: str):
+    assert cli.run(["batches", verb, "batch-none"]) == cli.FAILED
+    assert "the ledger has no batch 'batch-none'" in capsys.readouterr().err
+
+
+def test_what_is_trained_cannot_be_freed(failed: str, conn: psycopg.Connection, capsys: pytest.CaptureFixture[str]):
+    for state in ("reserved", "training", "trained"):
+        advance_batch(conn, failed, state)
+    assert cli.run(["batches", "free", failed]) == cli.FAILED
+    assert "is trained and cannot become freed" in capsys.readouterr().err
