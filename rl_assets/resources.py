@@ -7,13 +7,14 @@ definitions are loaded: a bad variable then fails the tick or the run that needs
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import dagster as dg
 from pydantic import Field
 
-from rl_assets.settings import Settings
+from rl_assets.settings import RulerSettings, Settings
 
 if TYPE_CHECKING:
     import psycopg
@@ -65,32 +66,84 @@ class Lake(dg.ConfigurableResource):
 
 
 class Judge(dg.ConfigurableResource):
-    """Who ranks the episodes of a group, and how large a group is."""
+    """Who ranks the episodes of a group, and how large a group is. The key of a paid judge is RULER_JUDGE_API_KEY."""
 
-    kind: str = Field(default="", description="`outcome`: expected PnL, drawdown and breaches; free and offline. Empty: the environment's.")
+    kind: str = Field(
+        default="",
+        description="`outcome`: expected PnL, drawdown and breaches; free and offline. `ruler`: an LLM compares the "
+        "members, in shuffled passes. Empty: `ruler` if RULER_JUDGE_MODEL is set, else `outcome`.",
+    )
     group_size: int = Field(default=0, ge=0, description="Episodes per group. 0: TRAINING_GROUP_SIZE, by default 8.")
+    model: str = Field(default="", description="ruler: the judge, as litellm names it. Empty: RULER_JUDGE_MODEL.")
+    base_url: str = Field(
+        default="", description="ruler: an OpenAI-compatible server, without a password. Empty: RULER_JUDGE_BASE_URL."
+    )
+    passes: int | None = Field(
+        default=None, ge=1, description="ruler: passes over each group. Unset: RULER_JUDGE_PASSES, by default 3."
+    )
+    most_passes: int | None = Field(
+        default=None,
+        ge=1,
+        description="ruler: passes where they disagree. Unset: RULER_JUDGE_MOST_PASSES, by default 5.",
+    )
+    rubric: str = Field(default="", description="ruler: what to grade by, in words. Empty: the built-in rubric.")
+    outcome_weight: float | None = Field(
+        default=None,
+        ge=0.0,
+        le=0.5,
+        description="ruler: share of the outcome judge in a score. Unset: RULER_JUDGE_OUTCOME_WEIGHT, by default 0.25.",
+    )
+    tokens_per_window: int | None = Field(
+        default=None, ge=0, description="ruler: budget of a window. Unset: RULER_JUDGE_TOKENS_PER_WINDOW."
+    )
+    tokens_per_day: int | None = Field(
+        default=None, ge=0, description="ruler: budget of a UTC day. Unset: RULER_JUDGE_TOKENS_PER_DAY."
+    )
+    dollars_per_window: float | None = Field(
+        default=None, ge=0.0, description="ruler: budget of a window. Unset: RULER_JUDGE_DOLLARS_PER_WINDOW."
+    )
+    dollars_per_day: float | None = Field(
+        default=None, ge=0.0, description="ruler: budget of a UTC day. Unset: RULER_JUDGE_DOLLARS_PER_DAY."
+    )
 
     @property
     def members(self) -> int:
         return self.group_size or Settings.from_env().group_size
 
-    def build(self) -> "JudgeProtocol":
+    def build(self, conn: "psycopg.Connection") -> "JudgeProtocol":
+        """The judge; `ruler` keeps its answers and its budget in the database. Raises ConfigurationError."""
         from rl_assets.errors import ConfigurationError
         from rl_assets.judging import OutcomeJudge
 
-        kind = self.kind or Settings.from_env().judge
-        if kind != "outcome":
-            raise ConfigurationError(f"there is no judge {kind!r}; use `outcome`")
-        return OutcomeJudge()
+        settings = Settings.from_env()
+        kind = self.kind or ("ruler" if self.model else settings.judge)
+        if kind == "outcome":
+            return OutcomeJudge()
+        if kind == "ruler":
+            from rl_assets.judging.ruler import RulerJudge
+
+            given = {name: value for name in _RULER if (value := getattr(self, name)) not in ("", None)}
+            return RulerJudge(replace(settings.ruler, **given), conn)
+        raise ConfigurationError(f"there is no judge {kind!r}; use `outcome` or `ruler`")
+
+
+_RULER = tuple(field.name for field in fields(RulerSettings) if field.name in Judge.model_fields)
 
 
 class Trainer(dg.ConfigurableResource):
     """Which model line is trained, where, and from how many fresh episodes on."""
 
-    backend: str = Field(default="", description="ART backend. `cpu` trains with torch in this process. Empty: the environment's.")
-    model_line: str = Field(default="", description="Name of the model line; one batch of a line is in flight at a time. Empty: the environment's.")
+    backend: str = Field(
+        default="", description="ART backend. `cpu` trains with torch in this process. Empty: the environment's."
+    )
+    model_line: str = Field(
+        default="",
+        description="Name of the model line; one batch of a line is in flight at a time. Empty: the environment's.",
+    )
     min_trajectories: int = Field(
-        default=0, ge=0, description="Fresh judged episodes that start a training. 0: TRAINING_MIN_TRAJECTORIES, by default 1000."
+        default=0,
+        ge=0,
+        description="Fresh judged episodes that start a training. 0: TRAINING_MIN_TRAJECTORIES, by default 1000.",
     )
 
     @property

@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
@@ -13,6 +13,10 @@ from rl_assets.automation.partitions import HOURS
 from rl_assets.resources import Database, Judge, Lake
 
 if TYPE_CHECKING:
+    import psycopg
+
+    from rl_assets.episodes import Episode
+    from rl_assets.judging import Judge as JudgeProtocol
     from rl_assets.judging import JudgementSet
 
 
@@ -37,7 +41,13 @@ if TYPE_CHECKING:
             "judge_repeats_itself",
             asset="judged_rankings",
             blocking=True,
-            description="Judging the same groups again gives the same judgement set.",
+            description="Judging the same groups again gives the same rankings.",
+        ),
+        dg.AssetCheckSpec(
+            "praise_does_not_pay",
+            asset="judged_rankings",
+            description="Where an LLM judges: planted episodes of bad play that praise themselves lose, and ranks stay "
+            "much the same without what agents write beside their actions.",
         ),
     ],
     metadata={
@@ -60,9 +70,8 @@ def judged_rankings(
     from rl_assets.store.lake import read_episodes_parquet, write_table
     from rl_assets.store.ledger import record_judgements
 
-    ranker = judge.build()
-    incomplete, unstable, sets, by_policy = [], [], {}, {}
-    with plainly():
+    incomplete, unstable, swayed, sets, told, by_policy = [], [], [], {}, {}, {}
+    with plainly(), database.connect() as conn:
         for window in context.partition_keys:
             directory = lake.window(window)
             path = required(
@@ -71,14 +80,13 @@ def judged_rankings(
             )
             groups = read_groups(path)
             episodes = {e.trajectory_id: e for e in read_episodes_parquet(directory / "trajectories.parquet")}
-            first, again = (
-                JudgementSet.of(window, ranker, [ranker.rank(group, episodes) for group in groups], groups)
-                for _ in range(2)
-            )
-            if first.id != again.id:
-                unstable.append({"window": window, "first": first.id, "again": again.id})
+            ranker = judge.build(conn)
+            first = JudgementSet.of(window, ranker, ranker.rank_all(groups, episodes), groups)
+            unstable += _unstable(judge.build(conn), first, episodes)
             incomplete += _incomplete(first)
             sets[window] = first
+            told[window], words_decided = _of_the_judge(ranker, window)
+            swayed += words_decided
             for ranking in first.rankings:
                 for verdict in ranking.verdicts:
                     policy = str(episodes[verdict.trajectory_id].policy)
@@ -87,7 +95,13 @@ def judged_rankings(
         check_name="scores_are_whole", passed=not incomplete, metadata={"faults": table(incomplete)}
     )
     yield dg.AssetCheckResult(
-        check_name="judge_repeats_itself", passed=not unstable, metadata={"sets": table(unstable)}
+        check_name="judge_repeats_itself", passed=not unstable, metadata={"groups": table(unstable)}
+    )
+    yield dg.AssetCheckResult(
+        check_name="praise_does_not_pay",
+        passed=not swayed,
+        severity=dg.AssetCheckSeverity.WARN,
+        metadata={"groups": table(swayed)},
     )
     if incomplete or unstable:
         raise dg.Failure(
@@ -97,6 +111,7 @@ def judged_rankings(
         for window, judgement in sets.items():
             file = lake.window(window) / "rankings.parquet"
             write_table(file, _rows(judgement))
+            earlier = _earlier(conn, judgement)
             offered = record_judgements(conn, judgement)
             rankings = judgement.rankings
             context.add_asset_metadata(
@@ -108,7 +123,9 @@ def judged_rankings(
                     "groups_trainable": sum(ranking.trainable for ranking in rankings),
                     "not_trainable_by_reason": dict(Counter(r.reason for r in rankings if not r.trainable)),
                     "episodes_newly_offered": offered,
+                    "agreement_with_earlier_sets": table(earlier),
                     "file": dg.MetadataValue.path(file),
+                    **told[window],
                 },
                 partition_key=window,
             )
@@ -128,6 +145,58 @@ def _incomplete(judgement: "JudgementSet") -> list[dict]:
             or not all(math.isfinite(v.score) and 0.0 <= v.score <= 1.0 for v in ranking.verdicts)
         )
     ]
+
+
+def _unstable(judge: "JudgeProtocol", first: "JudgementSet", episodes: dict[str, "Episode"]) -> list[dict]:
+    """Groups that another look ranks otherwise, or has to pay for."""
+    before = {ranking.group_id: ranking for ranking in first.rankings if ranking.verdicts}
+    again = judge.rank_all([group for group in first.groups if group.group_id in before], episodes)
+    return [
+        {"window": first.window_id, "group": ranking.group_id}
+        for ranking in again
+        if ranking != before[ranking.group_id]
+    ]
+
+
+def _of_the_judge(judge: "JudgeProtocol", window: str) -> tuple[dict[str, Any], list[dict]]:
+    """What there is to tell of an LLM that judged, and the groups in which words rather than actions moved it."""
+    from rl_assets.judging.ruler import RulerJudge
+
+    if not isinstance(judge, RulerJudge):
+        return {}, []
+    from rl_assets.judging.ruler_report import agreement_plot, figures, position_plot, quarantined, swayed
+
+    report = judge.report
+    told = {
+        **figures(report),
+        "quarantined": table(quarantined(report)),
+        "agreement": picture(agreement_plot(report)),
+        "position_bias": picture(position_plot(report)),
+    }
+    return told, [{"window": window, **row} for row in swayed(report)]
+
+
+def _earlier(conn: "psycopg.Connection", judgement: "JudgementSet") -> list[dict]:
+    """How far this set agrees with those recorded of the window before."""
+    from rl_assets.judging.ruler_stats import compare
+    from rl_assets.store.judgements import recorded_sets
+
+    mine = {r.group_id: {v.trajectory_id: v.score for v in r.verdicts} for r in judgement.rankings if r.verdicts}
+    rows = []
+    for other in recorded_sets(conn, judgement.window_id):
+        if other.id != judgement.id:
+            agreed = compare(mine, other.scores)
+            rows.append(
+                {
+                    "set": other.id,
+                    "judge": f"{other.judge} {other.judge_version}",
+                    "recorded_at": other.recorded_at.isoformat(timespec="seconds"),
+                    "groups": agreed.groups,
+                    "tau": agreed.tau,
+                    "pairs_flipped": agreed.flipped,
+                }
+            )
+    return rows
 
 
 def _rows(judgement: "JudgementSet") -> list[dict]:

@@ -75,6 +75,9 @@ class OutcomeJudge:
             opinions[member.trajectory_id] = Opinion(score, outcome.text, components)
         return rank_members(group, opinions, noise=NOISE)
 
+    def rank_all(self, groups: Sequence[Group], episodes: Mapping[str, Episode]) -> list[Ranking]:
+        return [self.rank(group, episodes) for group in groups]
+
 
 def _outcomes(members: Sequence[Episode]) -> list[_Outcome] | None:
     """One per member, all by the same kind of PnL; None if there is no kind that all of them have."""

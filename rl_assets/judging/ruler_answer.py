@@ -94,7 +94,9 @@ def _answers(text: str) -> Iterator[dict[str, Any]]:
     while place >= 0:
         try:
             value, end = decoder.raw_decode(text, place)
-        except (ValueError, RecursionError):
+        except RecursionError:
+            return  # and so it would be from every brace within
+        except ValueError:
             end = place + 1
         else:
             if isinstance(value.get("scores"), list):

@@ -32,6 +32,10 @@ class Judge(Protocol):
         """Rank the members of a group. episodes: by trajectory id, at least those of the group."""
         ...
 
+    def rank_all(self, groups: Sequence[Group], episodes: Mapping[str, Episode]) -> list[Ranking]:
+        """What `rank` says of each group, in their order; a judge that is far away is asked about many at once."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:

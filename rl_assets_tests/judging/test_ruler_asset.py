@@ -1,0 +1,88 @@
+"""`judged_rankings` with an LLM as its judge: from files and the database to the queue and the metadata."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from rl_assets.assets.rankings import judged_rankings
+from rl_assets.resources import Database, Judge, Lake
+from rl_assets.store.database import connect
+from rl_assets.store.lake import write_episodes_parquet, write_table
+from rl_assets_tests.judging import judge_server as modes
+from rl_assets_tests.judging.judge_server import LoopbackJudge
+from rl_assets_tests.judging.ruler_made import episode, grouped
+from rl_assets_tests.store.made import WINDOW
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> Lake:
+    """A window with three groups of five."""
+    made = [[episode(f"{name}{n}", 20 * n + 10, system=name) for n in range(5)] for name in ("one", "two", "bad")]
+    lake = Lake(directory=str(tmp_path))
+    directory = lake.window(WINDOW)
+    directory.mkdir(parents=True)
+    write_episodes_parquet(directory / "trajectories.parquet", [e for members in made for e in members])
+    groups = [grouped(members, like=members[0].system, planted=members is made[0]) for members in made]
+    write_table(directory / "groups.parquet", [asdict(group) for group in groups])
+    return lake
+
+
+def judged(url: str, lake: Lake, judge: Judge) -> dg.ExecuteInProcessResult:
+    resources = {"database": Database(url=url), "lake": lake, "judge": judge}
+    with dg.DagsterInstance.ephemeral() as instance:
+        return dg.materialize([judged_rankings], partition_key=WINDOW, resources=resources, instance=instance)
+
+
+def metadata(result: dg.ExecuteInProcessResult) -> dict:
+    (event,) = result.asset_materializations_for_node("judged_rankings")
+    return {name: value.value for name, value in event.metadata.items()}
+
+
+def checks(result: dg.ExecuteInProcessResult) -> dict[str, bool]:
+    return {check.check_name: check.passed for check in result.get_asset_check_evaluations()}
+
+
+def test_a_window_is_judged_once_and_its_judging_is_told(
+    postgres_url: str, lake: Lake, server: LoopbackJudge, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("RULER_JUDGE_API_KEY", "k-123")
+    judge = Judge(model="openai/judge", base_url=server.url, outcome_weight=0.0)
+    server.mode = lambda asked: (modes.says("?") if "bad" in asked.prompt else modes.by_quality)(asked)
+    first = judged(postgres_url, lake, judge)
+    assert checks(first) == {"scores_are_whole": True, "judge_repeats_itself": True, "praise_does_not_pay": True}
+    told = metadata(first)
+    assert told["judge"].startswith("ruler:openai/judge ruler-1-k3-")
+    assert told["groups_trainable"] == 2
+    assert told["not_trainable_by_reason"] == {"judge_parse": 1}
+    assert told["judge_requests"] == len(server.calls) == 12
+    assert told["quarantined_by_class"] == {"parse": 1}
+    assert (told["canaries"], told["canaries_that_won"]) == (1, 0)
+    assert told["tau_between_passes"] == 1.0
+    with connect(postgres_url) as conn:
+        counts = "SELECT count(*), count(*) FILTER (WHERE judged_in IS NULL) FROM rl_assets.groups"
+        assert conn.execute(counts).fetchone() == (3, 1)
+
+    server.mode = modes.by_quality  # what was quarantined is asked again, what was judged is not
+    told = metadata(judged(postgres_url, lake, judge))
+    assert (told["judge_requests"], told["judge_answers_from_cache"], told["groups_trainable"]) == (3, 6, 3)
+    (earlier,) = told["agreement_with_earlier_sets"].records
+    assert (earlier.data["groups"], earlier.data["tau"], earlier.data["pairs_flipped"]) == (2, 1.0, 0.0)
+
+    told = metadata(judged(postgres_url, lake, Judge(kind="outcome")))  # another judge keeps the sets of the first
+    assert len(told["agreement_with_earlier_sets"].records) == 2
+    with connect(postgres_url) as conn:
+        assert conn.execute("SELECT count(*) FROM rl_assets.judgement_sets").fetchone() == (3,)
+
+
+def test_a_judge_that_praise_sways_is_an_alarm(
+    postgres_url: str, lake: Lake, server: LoopbackJudge, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("RULER_JUDGE_API_KEY", "k-123")
+    server.mode = lambda asked: modes.Reply(modes.answer({n: 1.0 - s for n, s in asked.scores.items()}))
+    result = judged(postgres_url, lake, Judge(model="openai/judge", base_url=server.url))
+    assert checks(result)["praise_does_not_pay"] is False
+    assert metadata(result)["not_trainable_by_reason"] == {"judge_canary": 1}
