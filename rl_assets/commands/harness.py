@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from rl_assets.store.ledger import Batch, Readiness
 
 BELOW_THRESHOLD = 3
+SETTLE_SECONDS = 120.0
+"""How long runs may take to end after a batch has come to its end."""
 FORCED_BY = "rl-assets harness --force"
 
 
@@ -104,6 +106,7 @@ def _session(plan: Plan, options: Options) -> int:
         migrate(urls.babylon)
         children = stack.enter_context(Children(settings.dagster_dir))
         failures: Callable[[], list[str]] = list
+        ours = False
         if options.train:
             failures = _failures_from_now()
             ours = stack.enter_context(daemon(settings, children))
@@ -114,6 +117,8 @@ def _session(plan: Plan, options: Options) -> int:
             _show_readiness("after", _ready(conn, settings), settings)
             return 0
         batch = _follow(conn, settings, options, watch, children)
+        if ours:
+            _let_runs_end()
         _show_readiness("after", _ready(conn, settings), settings)
         if batch is None:
             return BELOW_THRESHOLD
@@ -187,6 +192,20 @@ def _follow(
             found = claim(conn, model_line=settings.model_line, minimum=settings.min_trajectories, forced_by=FORCED_BY)
             console().print(f"the threshold of {settings.min_trajectories} was overridden by --force: {found.reason}")
         return until(watch, ended, deadline=deadline, on_sight=on_sight, check=children.check).batch
+
+
+def _let_runs_end() -> None:
+    """Wait for runs that work still, such as one that has decided on its batch and is about to say that it succeeded.
+
+    The daemon ends with this command, and a run that it interrupts would stand as failed.
+    """
+    import dagster as dg
+
+    instance = dg.DagsterInstance.get()
+    working = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
+    deadline = time.monotonic() + SETTLE_SECONDS
+    while instance.get_runs(dg.RunsFilter(statuses=working), limit=1) and time.monotonic() < deadline:
+        time.sleep(0.5)
 
 
 def _ready(conn: psycopg.Connection, settings: Settings) -> Readiness:

@@ -56,8 +56,8 @@ def left_running(data: Path) -> list[str]:
     return found
 
 
-def query(data: Path, sql: str) -> list[tuple]:
-    with databases(Settings(data)) as urls, psycopg.connect(urls.babylon) as conn:
+def query(data: Path, sql: str, *, dagster: bool = False) -> list[tuple]:
+    with databases(Settings(data)) as urls, psycopg.connect(urls.dagster if dagster else urls.babylon) as conn:
         return conn.execute(sql).fetchall()  # pyright: ignore[reportArgumentType, reportCallIssue]
 
 
@@ -72,6 +72,8 @@ def test_the_sensor_trains_on_what_was_played_and_on_nothing_twice(data: Path):
     claims = query(data, 'select "trainedInBatch", count(*) from trajectories where "usedInTraining" group by 1')
     assert len(claims) == 2
     assert all(count >= 24 for _, count in claims)
+    runs = query(data, "select status, count(*) from runs group by 1", dagster=True)
+    assert [status for status, _ in runs] == ["SUCCESS"]
     verify = subprocess.run(
         [sys.executable, "-m", "rl_assets", "verify"],
         check=False,
