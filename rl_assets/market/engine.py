@@ -44,8 +44,11 @@ class Do(IntEnum):
     INVALID = 8
 
 
-ON_PREDICTION = (Do.BUY_YES, Do.BUY_NO, Do.SELL_YES, Do.SELL_NO, Do.CLOSE)
-ON_PERPETUAL = (Do.LONG, Do.SHORT, Do.CLOSE)
+_DOES = np.arange(len(Do))
+_ON_PREDICTION = np.isin(_DOES, (Do.BUY_YES, Do.BUY_NO, Do.SELL_YES, Do.SELL_NO, Do.CLOSE))
+_ON_PERPETUAL = np.isin(_DOES, (Do.LONG, Do.SHORT, Do.CLOSE))
+_SIZED = ~np.isin(_DOES, (Do.HOLD, Do.CLOSE, Do.INVALID))
+_SELLS = np.isin(_DOES, (Do.SELL_YES, Do.SELL_NO, Do.CLOSE))
 
 
 @dataclass(frozen=True)
@@ -216,29 +219,35 @@ class Engine:
         is_order = do != Do.HOLD
         prediction = is_order & known & (instrument < markets)
         perpetual = is_order & known & (instrument >= markets)
-        _refuse(error, do == Do.INVALID, "not an action of the schema")
-        _refuse(error, is_order & (do != Do.INVALID) & ~known, "no such instrument")
-        _refuse(error, prediction & ~np.isin(do, ON_PREDICTION), "not possible on a prediction market")
-        _refuse(error, perpetual & ~np.isin(do, ON_PERPETUAL), "not possible on a perpetual")
-        sized = is_order & ~np.isin(do, (Do.CLOSE, Do.INVALID))
-        _refuse(error, sized & (size > LARGEST_ORDER), f"size above ${LARGEST_ORDER:.0f}")
-        _refuse(error, sized & ~(size >= SMALLEST_ORDER), f"size below ${SMALLEST_ORDER:.0f}")
-        open_ = error == None  # noqa: E711 - elementwise
+        sized, sells = _SIZED[do], _SELLS[do]
+        open_ = np.ones(self.n, bool)
+        for rows, reason in (
+            (do == Do.INVALID, "not an action of the schema"),
+            (is_order & ~known, "no such instrument"),
+            (prediction & ~_ON_PREDICTION[do], "not possible on a prediction market"),
+            (perpetual & ~_ON_PERPETUAL[do], "not possible on a perpetual"),
+            (sized & (size > LARGEST_ORDER), f"size above ${LARGEST_ORDER:.0f}"),
+            (sized & ~(size >= SMALLEST_ORDER), f"size below ${SMALLEST_ORDER:.0f}"),
+        ):
+            error[rows & open_] = reason
+            open_ &= ~rows
+        prediction &= open_
         for kind, name in ((Do.BUY_YES, "yes"), (Do.BUY_NO, "no")):
-            rows = np.flatnonzero(open_ & prediction & (do == kind))
-            short = self.cash[rows] < size[rows]
-            error[rows[short]] = "not enough cash"
-            self._buy(rows[~short], instrument, size, name)
-            traded[rows[~short]] = True
-        for kinds, name in (((Do.SELL_YES, Do.CLOSE), "yes"), ((Do.SELL_NO, Do.CLOSE), "no")):
-            rows = np.flatnonzero(open_ & prediction & np.isin(do, kinds))
-            held = (self.yes if name == "yes" else self.no)[rows, instrument[rows]]
-            rows, held = rows[held > 0], held[held > 0]
-            traded[rows] = True
-            self._sell(rows, instrument, size, do, held, name)
-        rows = open_ & prediction & np.isin(do, (Do.SELL_YES, Do.SELL_NO, Do.CLOSE)) & ~traded
-        _refuse(error, rows, "nothing to sell")
-        self._trade_perps(np.flatnonzero(open_ & perpetual), orders, error, traded)
+            rows = np.flatnonzero(prediction & (do == kind))
+            if len(rows):
+                short = self.cash[rows] < size[rows]
+                error[rows[short]] = "not enough cash"
+                self._buy(rows[~short], instrument, size, name)
+                traded[rows[~short]] = True
+        for kind, shares, name in ((Do.SELL_YES, self.yes, "yes"), (Do.SELL_NO, self.no, "no")):
+            rows = np.flatnonzero(prediction & ((do == kind) | (do == Do.CLOSE)))
+            if len(rows):
+                held = shares[rows, instrument[rows]]
+                rows, held = rows[held > 0], held[held > 0]
+                traded[rows] = True
+                self._sell(rows, instrument, size, do, held, name)
+        error[prediction & sells & ~traded] = "nothing to sell"
+        self._trade_perps(np.flatnonzero(perpetual & open_), orders, error, traded)
 
     def _buy(self, rows: np.ndarray, instrument: np.ndarray, size: np.ndarray, side: str) -> None:
         m, spent = instrument[rows], size[rows]
@@ -331,10 +340,6 @@ class Engine:
                 positions[gone, p] = 0.0
             liquidated |= gone
         return liquidated
-
-
-def _refuse(error: np.ndarray, rows: np.ndarray, reason: str) -> None:
-    error[rows & (error == None)] = reason  # noqa: E711 - elementwise
 
 
 def _cents(amount: np.ndarray) -> np.ndarray:
