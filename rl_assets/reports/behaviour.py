@@ -150,6 +150,29 @@ def calibration(episodes: Sequence[Episode], policy: str) -> bytes:
     return png(figure)
 
 
+def price_calibration(tables: Mapping[str, Sequence[Mapping[str, float]]]) -> bytes:
+    """What was bought at which price, and what it was worth: rows of `metrics.calibration_table` per policy."""
+    title = "Was what it bought worth its price?"
+    shown = {name: rows for name, rows in list(tables.items())[:MOST_POLICIES] if rows}
+    if not shown:
+        return nothing(title, "Nothing was bought on a prediction market.")
+    figure = canvas(title, height=440)
+    axes = style(figure.subplots(), "Mean price paid for a side (dollars)", "Worth in the end", grid="both")
+    axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 2)))
+    for place, (name, rows) in enumerate(shown.items()):
+        colour = SERIES[place % len(SERIES)]
+        paid, latent, came = (finite((row[key] for row in rows), key) for key in ("paid", "latent", "came_true"))
+        label = f"{safe_label(name, 22)} ({sum(int(row['trades']) for row in rows):,})"
+        axes.plot(paid, latent, "o-", color=colour, markersize=6, linewidth=1.4, label=label)
+        if len(shown) == 1:
+            axes.plot(paid, came, "x", color=ORANGE, markersize=7, markeredgewidth=2, label="share that came true")
+    axes.set(xlim=(0, 1), ylim=(0, 1.02))
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", fontsize=9, frameon=False)
+    note = "dot: mean final latent probability of what was bought     above the dashed line: worth more than its price"
+    figure.supxlabel(note, fontsize=9, color=MUTED)
+    return png(figure)
+
+
 def days_by_policy(episodes_by_policy: Mapping[str, Sequence[Episode]]) -> bytes:
     """Mean PnL in dollars per market day; of one policy alone, with its 95 % interval over the day's snapshots."""
     title = "PnL by market day"

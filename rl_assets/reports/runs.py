@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rl_assets.episodes import Episode
+from rl_assets.episodes import Episode, Policy
 from rl_assets.errors import MalformedInput
+from rl_assets.market.metrics import METRICS, Interval, measure
+from rl_assets.market.trades import Worlds
 from rl_assets.reports.page import Picture, render, write_page
 from rl_assets.reports.summary import (
     by_policy,
@@ -46,11 +49,12 @@ _COLUMNS = (
 )
 
 
-def write_run_report(directory: Path, episodes: Sequence[Episode]) -> Path:
+def write_run_report(directory: Path, episodes: Sequence[Episode], *, worlds: Worlds | None = None) -> Path:
     """Write `report.html`, `episodes.csv` and `episodes.parquet` of a run and return the path of the first.
 
-    Each file is whole or not there, and the page is written last. Raises MalformedInput where there is no episode or a
-    number is NaN, before anything is written, and RlAssetsError where the disk refuses.
+    worlds: snapshot and sealed truth by snapshot id, with which orders are also measured by what they turned out to be
+    worth. Each file is whole or not there, and the page is written last. Before anything is written, raises
+    MalformedInput where there is no episode, a number is NaN or a world is missing; RlAssetsError if the disk refuses.
     """
     from rl_assets.reports.behaviour import action_timeline, calibration, days_by_policy, equity_curves
     from rl_assets.reports.plots import reward_histogram
@@ -69,13 +73,16 @@ def write_run_report(directory: Path, episodes: Sequence[Episode]) -> Path:
         timelines=_each(policies, action_timeline, "Share of episodes per kind of action and tick"),
         calibrated=_each(policies, calibration, "Credit by size of order and probability"),
         examples=_examples(episodes),
+        measured=_measured(policies, worlds),
         worth=pnl,
         most_steps=MOST_STEPS,
     )
     return _write(directory, episodes, page)
 
 
-def write_comparison_report(directory: Path, episodes_by_policy: Mapping[str, Sequence[Episode]]) -> Path:
+def write_comparison_report(
+    directory: Path, episodes_by_policy: Mapping[str, Sequence[Episode]], *, worlds: Worlds | None = None
+) -> Path:
     """Write `report.html`, `episodes.csv` and `episodes.parquet` that compare policies; return the path of the first.
 
     The first policy is the baseline, against which the others are paired on shared snapshots. Raises as
@@ -98,6 +105,7 @@ def write_comparison_report(directory: Path, episodes_by_policy: Mapping[str, Se
         told=_told(episodes),
         baseline=baseline,
         rows=rows,
+        measured=_measured(episodes_by_policy, worlds),
         differences=[
             (name, paired_difference(episodes_by_policy[name], episodes_by_policy[baseline])) for name in others
         ],
@@ -111,6 +119,33 @@ def write_comparison_report(directory: Path, episodes_by_policy: Mapping[str, Se
         calibrated=_each(episodes_by_policy, calibration, "Credit by size of order and probability"),
     )
     return _write(directory, episodes, page)
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What is known with the worlds at hand. rows: name, meaning and one interval per policy of each metric."""
+
+    policies: tuple[str, ...]
+    rows: list[tuple[str, str, list[Interval | None]]]
+    prices: Picture
+
+
+def _measured(policies: Mapping[str, Sequence[Episode]], worlds: Worlds | None) -> Measured | None:
+    """Metrics of each policy under the name it has in the report."""
+    from rl_assets.reports.behaviour import price_calibration
+
+    if worlds is None:
+        return None
+    found = measure([replace(e, policy=Policy(name)) for name, mine in policies.items() for e in mine], worlds)
+    tables = {name: one.calibration for name, one in found.items()}
+    return Measured(
+        policies=tuple(found)[:MOST_POLICIES],
+        rows=[
+            (name.replace("_", " "), means, [one.values[name] for one in list(found.values())[:MOST_POLICIES]])
+            for name, means in METRICS.items()
+        ],
+        prices=Picture(price_calibration(tables), "Price paid next to what it was worth in the end"),
+    )
 
 
 def _write(directory: Path, episodes: Sequence[Episode], page: str) -> Path:

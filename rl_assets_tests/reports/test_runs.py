@@ -14,7 +14,14 @@ from PIL import Image
 
 from rl_assets.episodes import Episode, Policy
 from rl_assets.errors import MalformedInput, RlAssetsError
-from rl_assets.reports.behaviour import action_timeline, calibration, days_by_policy, equity_curves
+from rl_assets.market.metrics import METRICS, measure
+from rl_assets.reports.behaviour import (
+    action_timeline,
+    calibration,
+    days_by_policy,
+    equity_curves,
+    price_calibration,
+)
 from rl_assets.reports.runs import write_comparison_report, write_run_report
 from rl_assets.reports.summary import by_policy, market_day, paired_difference, summarise
 from rl_assets.store.lake import read_episodes_parquet
@@ -23,9 +30,9 @@ from rl_assets_tests.reports.test_plots import opened
 
 FILES = ["episodes.csv", "episodes.parquet", "report.html"]
 LEARNER = Policy("babylon-agent", 3)
-EPISODES = played(
-    worlds(12), {"news_follower": LEARNER, "random": Policy("random"), "hold": Policy("hold")}, siblings=2
-)
+WORLDS = {snapshot.id: (snapshot, truth) for snapshot, truth in worlds(12)}
+RULES = {"news_follower": LEARNER, "random": Policy("random"), "hold": Policy("hold")}
+EPISODES = played(list(WORLDS.values()), RULES, siblings=2)
 BY_POLICY = by_policy(EPISODES)
 
 
@@ -65,6 +72,23 @@ def test_a_comparison_pairs_each_policy_with_the_first(tmp_path: Path):
     assert "Comparison of hold, random, babylon-agent@3" in page.text
     assert "PnL less that of hold" in page.text and "baseline" in page.text
     assert pq.read_table(tmp_path / "episodes.parquet").num_rows == len(EPISODES)
+
+
+def test_with_the_worlds_at_hand_orders_are_measured_by_what_they_turned_out_to_be_worth(tmp_path: Path):
+    named = {"the baseline": BY_POLICY["hold"], "the learner": BY_POLICY[str(LEARNER)]}
+    for path, policy in (
+        (write_run_report(tmp_path / "run", BY_POLICY[str(LEARNER)], worlds=WORLDS), "babylon-agent@3"),
+        (write_comparison_report(tmp_path / "both", named, worlds=WORLDS), "the learner"),
+    ):
+        page = Page(path)
+        assert not page.faults
+        assert all(name.replace("_", " ") in page.text and meaning in page.text for name, meaning in METRICS.items())
+        measured = measure(BY_POLICY[str(LEARNER)], WORLDS)[str(LEARNER)].values["hit_rate"]
+        assert measured is not None
+        assert f"{measured.mean:.3f}" in page.text and policy in page.text
+    with pytest.raises(MalformedInput, match="is not given; load it first"):
+        write_run_report(tmp_path / "none", EPISODES[:1], worlds={})
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_paired_difference_is_over_shared_snapshots_and_their_days():
@@ -209,6 +233,8 @@ PLOTS: dict[str, Callable[[], bytes]] = {
     "calibration of nobody": lambda: calibration([], "hold"),
     "calibration without tokens": lambda: calibration(BY_POLICY[str(LEARNER)], "a"),
     "calibration with tokens": lambda: calibration([with_logprobs(e) for e in BY_POLICY[str(LEARNER)]], "a"),
+    "prices of nobody": lambda: price_calibration({"hold": []}),
+    "prices of one": lambda: price_calibration({"a": [{"trades": 3, "paid": 0.4, "latent": 0.5, "came_true": 1.0}]}),
     "days of nobody": lambda: days_by_policy({}),
     "days of one episode": lambda: days_by_policy({"hold": EPISODES[:1]}),
     "days of several": lambda: days_by_policy(BY_POLICY),
