@@ -55,7 +55,8 @@ def agent_card(url: str) -> AgentCard:
         name="rl-assets market",
         description=(
             "A benchmark market day for trading agents. Send commands as JSON, in a data part or a text part: "
-            '{"operation": name, "params": {...}} or {"action": name, ...}.'
+            '{"operation": name, "params": {...}} or {"action": name, ...}. One order per tick; one that is refused '
+            "is not placed and costs nothing."
         ),
         url=url,
         version=version("rl-assets"),

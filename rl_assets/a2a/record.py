@@ -20,9 +20,13 @@ def recorder(url: str) -> Callable[[Room], None]:
     """What writes a room's episodes to a database, all or none. It raises DatabaseError or MalformedInput."""
 
     def record(room: Room) -> None:
+        identities = [session.trajectory_id for session in room.sessions]
         names = {PREFIX + session.agent: session.agent for session in room.sessions}
         try:
             with connect(url) as conn, conn.transaction():
+                recorded = 'SELECT FROM trajectories WHERE "trajectoryId" = ANY(%s)'
+                if conn.execute(recorded, [identities]).fetchone() is not None:
+                    return  # an earlier try went through, and its answer was lost
                 ids = provision_agents(conn, list(names))
                 write_episodes(conn, room.episodes({agent: ids[name] for name, agent in names.items()}))
         except psycopg.Error as error:

@@ -15,6 +15,7 @@ import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from typing import Any
+from uuid import uuid4
 
 import uvicorn
 from a2a.server.agent_execution import AgentExecutor, RequestContext
@@ -23,21 +24,21 @@ from a2a.server.context import ServerCallContext
 from a2a.server.events import EventQueue
 from a2a.server.request_handlers import DefaultRequestHandler
 from a2a.server.tasks import TaskStore, TaskUpdater
-from a2a.types import DataPart, Message, Part, Task, TaskState, TaskStatus, TextPart
+from a2a.types import Artifact, DataPart, Message, Part, Task, TaskState, TaskStatus, TextPart
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 
 from rl_assets.a2a.card import agent_card
-from rl_assets.a2a.command import read_command
+from rl_assets.a2a.command import Command, read_command
 from rl_assets.a2a.guard import MOST_BYTES, Guard, RateLimit
 from rl_assets.a2a.lobby import Join, Lobby
 from rl_assets.a2a.operations import ADVANCE, JOIN, find, run
 from rl_assets.a2a.params import Advance, parse
 from rl_assets.a2a.session import Refused, Room, Session
 from rl_assets.a2a.views import clock
-from rl_assets.errors import RlAssetsError
+from rl_assets.errors import DatabaseError, RlAssetsError
 from rl_assets.store.episodes import new_trajectory_ids
 
 logger = logging.getLogger(__name__)
@@ -59,6 +60,7 @@ class Referee(AgentExecutor):
         self._lobby = lobby
         self._record = record
         self._moved: dict[Room, asyncio.Event] = {}
+        self._waiting: set[Session] = set()
         self._unrecorded: list[Room] = []
         self._recording = asyncio.Lock()
         lobby.on_move = self._on_move
@@ -68,22 +70,44 @@ class Referee(AgentExecutor):
         call = context.call_context
         if call is None or context.message is None or context.task_id is None or context.context_id is None:
             raise ValueError("the SDK gave no call context, message or ids")
-        updater = TaskUpdater(event_queue, context.task_id, context.context_id)
-        submitted = TaskStatus(state=TaskState.submitted)
-        await event_queue.enqueue_event(
-            Task(id=updater.task_id, context_id=updater.context_id, status=submitted, history=[context.message])
+        task = Task(
+            id=context.task_id,
+            context_id=context.context_id,
+            status=TaskStatus(state=TaskState.submitted),
+            history=[context.message],
         )
-        await updater.start_work()
+        updater = TaskUpdater(event_queue, task.id, task.context_id)
+        began = False
         try:
-            result = await self._answer(context.message, call)
+            command = read_command(_payload(context.message))
+            if command.operation == JOIN:
+                # A caller that does not wait for the end of a task cannot ask for it without the token that is in it.
+                result = self._join(command, call)
+            else:
+                await event_queue.enqueue_event(task)
+                began = True
+                await updater.start_work()
+                result = await self._answer(command, call.state["session"])
+        except asyncio.CancelledError:
+            await updater.cancel()  # what `cancel` says reaches the caller that cancels, and not the one that waits
+            raise
         except Refused as refusal:
-            await updater.failed(_said(updater, f"Error: {refusal}"))
+            failure = f"Error: {refusal}"
         except Exception:
             logger.exception("an operation failed")
-            await updater.failed(_said(updater, "Error: the server failed at this operation; its log says why"))
+            failure = "Error: the server failed at this operation; its log says why"
         else:
-            await updater.add_artifact([Part(root=DataPart(data={"result": result}))], name="result.json")
+            artifact = Artifact(artifact_id=str(uuid4()), name="result.json", parts=[_data({"result": result})])
+            if not began:
+                task.status, task.artifacts = TaskStatus(state=TaskState.completed), [artifact]
+                await event_queue.enqueue_event(task)
+                return
+            await updater.add_artifact(artifact.parts, artifact.artifact_id, artifact.name)
             await updater.complete()
+            return
+        if not began:
+            await event_queue.enqueue_event(task)
+        await updater.failed(updater.new_agent_message([Part(root=TextPart(text=failure))]))
 
     async def cancel(self, context: RequestContext, event_queue: EventQueue) -> None:
         """Stop waiting for the clock. What was decided in the tick stays decided."""
@@ -98,30 +122,40 @@ class Referee(AgentExecutor):
                     await asyncio.to_thread(self._record, room)
                 except RlAssetsError as error:
                     logger.error("finished episodes wait to be recorded: %s", error)
-                    return
+                    if isinstance(error, DatabaseError):
+                        return  # the others would fare no better
+                    continue
                 room.recorded = True
                 self._unrecorded.remove(room)
 
-    async def _answer(self, message: Message, call: ServerCallContext) -> dict[str, Any]:
-        command = read_command(_payload(message))
-        session: Session | None = call.state["session"]
-        if command.operation == JOIN:
-            session, told = self._lobby.join(parse(Join, command.params), lambda: new_trajectory_ids(1)[0])
-            call.state["owner"] = session.id
-            return told | {"clock": clock(session)}
+    def _join(self, command: Command, call: ServerCallContext) -> dict[str, Any]:
+        session, told = self._lobby.join(parse(Join, command.params), lambda: new_trajectory_ids(1)[0])
+        call.state["owner"] = session.id
+        return told | {"clock": clock(session)}
+
+    async def _answer(self, command: Command, session: Session | None) -> dict[str, Any]:
         operation = find(command)
         if session is None:
             raise Refused("no session: call join first, then send its token as `Authorization: Bearer <token>`")
         tick = session.room.tick
         result = run(session, command)
         if command.operation == ADVANCE and session.acted and session.room.tick == tick:
-            await self._wait(session.room, tick, parse(Advance, command.params).wait)
+            await self._wait(session, tick, parse(Advance, command.params).wait)
         if session.room.finished:
             await self.finish()
         return result | {"clock": clock(session)} if operation.tells_clock else result
 
-    async def _wait(self, room: Room, tick: int, seconds: float) -> None:
-        """Until the clock moves, for at most so long."""
+    async def _wait(self, session: Session, tick: int, seconds: float) -> None:
+        """Until the clock moves, for at most so long. A session waits once at a time, and so holds one connection."""
+        if session in self._waiting:
+            raise Refused("another advance of this session is waiting already; let it end")
+        self._waiting.add(session)
+        try:
+            await self._moves(session.room, tick, seconds)
+        finally:
+            self._waiting.remove(session)
+
+    async def _moves(self, room: Room, tick: int, seconds: float) -> None:
         deadline = time.monotonic() + seconds
         while room.tick == tick and (left := deadline - time.monotonic()) > 0:
             moved = self._moved.setdefault(room, asyncio.Event())
@@ -250,5 +284,5 @@ def _payload(message: Message) -> Any:
         return part.text
 
 
-def _said(updater: TaskUpdater, text: str) -> Message:
-    return updater.new_agent_message([Part(root=TextPart(text=text))])
+def _data(data: dict[str, Any]) -> Part:
+    return Part(root=DataPart(data=data))

@@ -12,6 +12,7 @@ import click
 from rl_assets.errors import ConfigurationError, MalformedInput
 
 if TYPE_CHECKING:
+    from rl_assets.a2a.session import Room
     from rl_assets.agents.runner import World
     from rl_assets.settings import Settings
 
@@ -52,12 +53,18 @@ def serve(snapshot_id: str, port: int, host: str, url: str | None, agents: int, 
     hosts = None if url is not None or not _is_loopback(host) else ["localhost", "127.0.0.1", "[::1]", host]
     with databases(settings) as urls:
         migrate(urls.babylon)
-        server = MarketServer(
-            lambda listening: build_app(lobby, recorder(urls.babylon), url=url or listening, hosts=hosts), host
-        )
+        write = recorder(urls.babylon)
+
+        def record(room: Room) -> None:
+            write(room)
+            for session in room.sessions:
+                click.echo(f"{session.agent}: {'left' if session.gone else session.trajectory_id}")
+
+        server = MarketServer(lambda listening: build_app(lobby, record, url=url or listening, hosts=hosts), host)
         try:
             server.start(port)
-            click.echo(f"{url or server.url}  {snapshot_id}, {agents} agents to a clock (Ctrl-C ends it)")
+            sharing = "each agent has its own clock" if agents == 1 else f"{agents} agents share a clock"
+            click.echo(f"{url or server.url}  {snapshot_id}, {sharing} (Ctrl-C ends it)")
             while server.running:
                 time.sleep(0.5)
         except KeyboardInterrupt:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -15,6 +16,7 @@ from rl_assets.a2a.guard import MOST_BYTES, RateLimit
 from rl_assets.a2a.lobby import Limits
 from rl_assets.a2a.operations import OPERATIONS
 from rl_assets.a2a.record import recorder
+from rl_assets.a2a.session import Room, Session
 from rl_assets.agents.runner import replay
 from rl_assets.errors import DatabaseError
 from rl_assets.store.episodes import read_episodes
@@ -135,12 +137,14 @@ def test_commands_come_as_data_or_text_in_both_forms(serve: Servers):
 
 def test_what_is_refused_is_a_failed_task_that_says_why(serve: Servers):
     async def play() -> None:
-        async with agent_at(serve().url) as agent:
+        async with agent_at(serve(reserved=frozenset({"babylon-agent"})).url) as agent:
             assert "call join first" in await agent.refused("getBalance")
-            for name in ("", "a b", "x" * 41, "../../etc", "<script>", "oracle", "news_follower"):
-                assert "name" in await agent.refused("join", agent=name) or name == "x" * 41
+            for name in ("", "a b", "../../etc", "<script>", "-x"):
+                assert "an agent's name has" in await agent.refused("join", agent=name)
+            for name in ("oracle", "news_follower", "babylon-agent"):
+                assert "choose another" in await agent.refused("join", agent=name)
+            assert "at most 40 characters" in await agent.refused("join", agent="x" * 41)
             await agent.join("bad")
-            assert "Unsupported operation: drop_tables" not in await agent.refused("drop_tables")
             assert "Unsupported operation: dropTables" in await agent.refused("drop_tables")
             assert "amount: Field required" in await agent.refused("buyShares", marketId="A", outcome="YES")
             assert await agent.ask("getBalance") == {"balance": 1000.0}
@@ -208,6 +212,74 @@ def test_sessions_end_when_idle_and_there_are_only_so_many(serve: Servers):
                 await four.join("four")
 
     asyncio.run(play())
+
+
+def test_nobody_waits_for_an_agent_that_has_gone_silent(serve: Servers):
+    moment = [0.0]
+    served = serve(agents=2, limits=Limits(idle_seconds=60.0), now=lambda: moment[0])
+
+    async def play() -> None:
+        async with agent_at(served.url) as one, agent_at(served.url) as two:
+            await one.join("one")
+            await two.join("two")
+            moment[0] = 50.0
+            assert (await one.ask("advance", wait=0))["clock"]["tick"] == 1
+            moment[0] = 70.0
+            assert (await one.ask("getClock"))["clock"]["tick"] == 2
+            await play_out(one)
+
+    asyncio.run(play())
+    assert [e.policy.name for e in served.episodes] == ["one"]
+
+
+def test_a_client_that_polls_gets_its_token_and_its_results(serve: Servers):
+    served = serve()
+    message = {"kind": "message", "messageId": "m", "role": "user"}
+    configuration = {"blocking": False}
+
+    def begin(command: Any, **headers: str) -> Any:
+        part = {"kind": "data", "data": command}
+        params = {"message": message | {"parts": [part]}, "configuration": configuration}
+        return rpc(served.url, "message/send", params, **headers).json()["result"]
+
+    joined = begin({"operation": "join", "params": {"agent": "poller"}})
+    bearer = {"Authorization": "Bearer " + joined["artifacts"][0]["parts"][0]["data"]["result"]["token"]}
+    task = begin({"operation": "advance"}, **bearer)
+    while task["status"]["state"] in ("submitted", "working"):
+        task = rpc(served.url, "tasks/get", {"id": task["id"]}, **bearer).json()["result"]
+    assert task["status"]["state"] == "completed"
+    assert task["artifacts"][0]["parts"][0]["data"]["result"]["clock"]["tick"] == 2
+
+
+def test_a_waiting_advance_can_be_cancelled_and_is_one_at_a_time(serve: Servers):
+    served = serve(agents=2)
+
+    async def play() -> None:
+        async with agent_at(served.url, streaming=True) as one, agent_at(served.url) as two:
+            await one.join("one")
+            await two.join("two")
+            waiting = one.follow({"operation": "advance", "params": {"wait": 60}})
+            begun = [await anext(waiting) for _ in range(2)]
+            assert begun[-1].status.state == "working"
+            assert "is waiting already" in await one.refused("advance", tick=1)
+            cancelled = await one.client.cancel_task(TaskIdParams(id=begun[0].id))
+            assert cancelled.status.state == "canceled"
+            assert [task.status.state async for task in waiting] == ["canceled"]
+            assert (await two.ask("advance"))["clock"]["tick"] == 2
+
+    asyncio.run(play())
+
+
+def test_an_episode_whose_recording_went_through_unheard_is_recorded_once(postgres_url: str, conn: psycopg.Connection):
+    room = Room(WORLD)
+    session = Session("id", "heard", room, 0, False, 0.0, trajectory_id="t-1")
+    room.sit(session)
+    while not room.finished:
+        session.act()
+    record = recorder(postgres_url)
+    record(room)
+    record(room)
+    assert conn.execute("SELECT count(*) FROM trajectories").fetchone() == (1,)
 
 
 def test_a_market_can_want_a_key(serve: Servers):
@@ -335,8 +407,7 @@ def test_a_fault_of_ours_is_not_shown_to_agents(serve: Servers, monkeypatch: pyt
     def broken(session, params):
         raise RuntimeError("postgresql://me:hunter2@db")
 
-    monkeypatch.setattr(type(OPERATIONS["getBalance"]), "__setattr__", object.__setattr__)
-    monkeypatch.setattr(OPERATIONS["getBalance"], "run", broken)
+    monkeypatch.setitem(OPERATIONS, "getBalance", replace(OPERATIONS["getBalance"], run=broken))
 
     async def play() -> None:
         async with agent_at(serve().url) as agent:
