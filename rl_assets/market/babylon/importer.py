@@ -8,7 +8,8 @@ from typing import Any
 
 from rl_assets.episodes import digest
 from rl_assets.errors import MalformedInput
-from rl_assets.market.babylon.format import BabylonFile, GameState, parse_babylon
+from rl_assets.market.babylon.format import BabylonFile, GameState
+from rl_assets.market.babylon.parse import parse_babylon
 from rl_assets.market.babylon.snapshot import (
     FORMAT,
     TRUTH_FORMAT,

@@ -1,6 +1,6 @@
 """An imported snapshot and its sealed truth, in the types that agents, runner and replay know, and in our own files.
 
-Reading Babylon's file belongs in `format` and `importer`. Times count from the snapshot's creation, so that two files
+Reading Babylon's file belongs in `importer`. Times count from the snapshot's creation, so that two files
 that differ by the wall clock alone are one snapshot with one id.
 """
 
@@ -108,12 +108,13 @@ class BabylonSnapshot(Snapshot):
 @dataclass(frozen=True, eq=False)
 class BabylonTruth(Truth):
     """The ground truth of an imported file. The file knows no probability: `latent` is the outcome itself, 0 or 1, so
-    the expected profit of an episode is its realised one. fair is the file's price, exact in `fairs`."""
+    the expected profit of an episode is its realised one. fair is the file's price, exact in `prices`, float64."""
 
     record: dict[str, Any]
+    prices: np.ndarray
 
     def fairs(self) -> np.ndarray:
-        return np.asarray(self.record["prices"], float).reshape(self.fair.shape)
+        return self.prices
 
     def to_json(self) -> dict[str, Any]:
         return self.record
@@ -156,6 +157,7 @@ def truth_from(record: dict[str, Any]) -> BabylonTruth:
         fair=_units(prices, PERP_UNIT),
         outcomes=outcomes,
         record=record,
+        prices=prices,
     )
 
 

@@ -16,6 +16,7 @@ from rl_assets.agents.reference import REFERENCE_AGENTS
 from rl_assets.agents.runner import Assignment, ReferenceAgent, play, replay
 from rl_assets.assets.trajectories import replay_sample
 from rl_assets.episodes import Episode
+from rl_assets.market.audit import reference_pnl
 from rl_assets.market.babylon import arithmetic
 from rl_assets.market.babylon.engine import LiveEngine
 from rl_assets.market.babylon.importer import import_babylon
@@ -249,6 +250,11 @@ def test_an_episode_on_an_imported_snapshot_is_recorded_read_and_found_true(
     read = list(read_episodes(conn, [episode.trajectory_id for episode in episodes]).values())
     assert {episode.snapshot_id for episode in read} == {world[0].id}
     assert replay_sample(read, tmp_path, None) == (3, [])
+
+
+def test_the_audit_of_skill_plays_imported_snapshots_by_the_same_rules(world: World):
+    (episode,) = play([Assignment(ReferenceAgent("random"), "a")], [world], seed=3, new_ids=names)
+    assert reference_pnl("random", [world], seed=3)[0] == pytest.approx(episode.expected_pnl, abs=1e-6)
 
 
 def test_a_record_that_was_changed_does_not_replay(world: World):

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from rl_assets.agents.runner import Assignment, ReferenceAgent, play
 from rl_assets.errors import MalformedInput
-from rl_assets.market.babylon.format import parse_babylon
 from rl_assets.market.babylon.importer import import_babylon
+from rl_assets.market.babylon.parse import parse_babylon
 from rl_assets.market.babylon.snapshot import BabylonSnapshot, BabylonTruth, LiveConfig, snapshot_from
 from rl_assets.market.babylon.verdict import judge
 from rl_assets.market.snapshot import load_snapshot, load_truth, save_snapshot
