@@ -86,6 +86,7 @@ def _reachable() -> Iterator[Path]:
 def _database(server: EmbeddedPostgres, template: str) -> Iterator[str]:
     name = f"test_{os.getpid()}_{next(_numbers)}"
     with connect(server.url("dagster")) as conn:
-        conn.execute(f"CREATE DATABASE {name} TEMPLATE {template}")  # pyright: ignore[reportArgumentType, reportCallIssue]
+        # Copying files takes half the time of logging every page, and this server has nothing to recover.
+        conn.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY FILE_COPY")  # pyright: ignore
         yield server.url(name)
         conn.execute(f"DROP DATABASE {name} WITH (FORCE)")  # pyright: ignore[reportArgumentType, reportCallIssue]
