@@ -225,11 +225,8 @@ class _Passes:
 
     async def make(self, client: JudgeClient, asked: Sequence[Question]) -> None:
         """Ask at once. Those that are answered are kept even if another one fails. Raises the first failure."""
-        found = await asyncio.gather(
-            *(client.ask(self.group.window_id, question) for question in asked), return_exceptions=True
-        )
-        for question, answer in zip(asked, found, strict=True):
-            if isinstance(answer, BaseException):
+        for question, answer in zip(asked, await client.ask(self.group.window_id, asked), strict=True):
+            if isinstance(answer, JudgeFailure):
                 raise answer
             self.answers.append((question, answer))
 
@@ -239,10 +236,9 @@ class _Passes:
         first, scores = self.answers[0]
         if question.messages == first.messages:
             return
-        try:
-            without = await client.ask(self.group.window_id, question)
-        except JudgeFailure as failure:
-            self.problem = f"without the agents' words: {failure}"
+        (without,) = await client.ask(self.group.window_id, [question])
+        if isinstance(without, JudgeFailure):
+            self.problem = f"without the agents' words: {without}"
         else:
             self.moved = kendall(self._row(first, scores), self._row(question, without))
 

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import random
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,16 +94,30 @@ class JudgeClient:
         """The hash of what the answer depends on, and of nothing else."""
         return digest([self.settings.model, self.settings.base_url, list(question.messages)])
 
-    async def ask(self, window_id: str, question: Question) -> dict[str, Scored]:
-        """Scores by the ids of the question. An answer that cannot be used is asked for once more.
+    async def ask(self, window_id: str, questions: Sequence[Question]) -> list[dict[str, Scored] | JudgeFailure]:
+        """Scores by the ids of each question, or why it has none; all are asked at once.
 
-        Raises JudgeFailure, or ConfigurationError where no question can succeed.
+        An answer that cannot be used is asked for once more. Raises ConfigurationError where no question can succeed.
         """
-        key = self.key(question)
-        known = cached_answers(self.conn, [key])
-        if known:
-            self.usage.cached += 1
-            return check_scores(known[key].answer, question.ids)
+        keys = [self.key(question) for question in questions]
+        known = cached_answers(self.conn, keys)
+        self.usage.cached += len(known)
+
+        async def one(key: str, question: Question) -> dict[str, Scored]:
+            if key in known:
+                return check_scores(known[key].answer, question.ids)
+            return await self._asked(window_id, key, question)
+
+        asked = zip(keys, questions, strict=True)
+        found = await asyncio.gather(*(one(key, question) for key, question in asked), return_exceptions=True)
+        answers: list[dict[str, Scored] | JudgeFailure] = []
+        for answer in found:
+            if isinstance(answer, BaseException) and not isinstance(answer, JudgeFailure):
+                raise answer
+            answers.append(answer)
+        return answers
+
+    async def _asked(self, window_id: str, key: str, question: Question) -> dict[str, Scored]:
         most = self.settings.answer_tokens
         try:
             return await self._paid(window_id, key, question, list(question.messages), most)

@@ -28,8 +28,7 @@ _PNL_KEY = re.compile(r"pnl|profit|p&l|reward|equity|correctness", re.I)
 _INVISIBLE = frozenset({"Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp"})
 _BLANK = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\uffa0\ufe00-\ufe0f\U000e0100-\U000e01ef]")
 """Fillers and variation selectors, which Unicode calls letters and marks."""
-_ESCAPES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
-_ESCAPED = re.compile("[&<>]")
+_ESCAPES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
 
 
 def clean(text: str) -> str:
@@ -47,7 +46,11 @@ def _invisible(character: str) -> bool:
 
 def shown(text: str) -> str:
     """Text as it may stand in a prompt: cleaned, without amounts of PnL, and with no `<`, `>` or `&` of its own."""
-    return _ESCAPED.sub(lambda found: _ESCAPES[found[0]], _PNL.sub(r"\1[hidden]", clean(text)))
+    text = clean(text)
+    folded = text.lower()
+    if "&" in folded or "pnl" in folded or "profit" in folded:
+        text = _PNL.sub(r"\1[hidden]", text)
+    return text.translate(_ESCAPES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,29 +161,30 @@ def _parted(episodes: Sequence[Episode], rationale: bool) -> tuple[list[_Turn], 
 
 
 def _common(texts: Sequence[str]) -> tuple[str, list[str]]:
-    """The lines that are in every text, in order of the first, and what is left of each text without them."""
+    """The lines that stand once in every text, in order of the first, and what is left of each text without them."""
     split = [text.split("\n") if text else [] for text in texts]
-    both = Counter(split[0])
-    for lines in split[1:]:
-        both &= Counter(lines)
-    rests = []
-    taken: list[str] = []
+    common = set(split[0]).intersection(*split[1:])
     for lines in split:
-        left, rest, taken_here = both.copy(), [], []
-        for line in lines:
-            (taken_here if left[line] > 0 else rest).append(line)
-            left[line] -= 1
-        taken = taken or taken_here
-        rests.append("\n".join(rest))
-    return "\n".join(taken), rests
+        if len(set(lines)) < len(lines):
+            common -= {line for line, times in Counter(lines).items() if times > 1}
+    rests = ["\n".join(line for line in lines if line not in common) for lines in split]
+    return "\n".join(line for line in split[0] if line in common), rests
 
 
 def _said(step: Step, rationale: bool) -> str:
-    if rationale and step.response:
+    if step.response and (rationale or _only_acts(step)):
         said = shown(step.response)
     else:
         said = shown(json.dumps(_without_pnl(step.action), sort_keys=True, ensure_ascii=False))
     return said if step.valid else f"{said}\n(not carried out: {shown(step.error or 'no reason given')})"
+
+
+def _only_acts(step: Step) -> bool:
+    """Whether the response is the action and nothing beside it."""
+    try:
+        return json.loads(step.response) == step.action
+    except (ValueError, RecursionError):
+        return False
 
 
 def _without_pnl(value: Any) -> Any:

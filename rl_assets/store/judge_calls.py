@@ -6,7 +6,7 @@ A key is the hash of a request. Days are UTC. Tokens are those of prompt and ans
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import psycopg
@@ -71,19 +71,7 @@ def cached_answers(conn: psycopg.Connection, keys: Sequence[str]) -> dict[str, C
 def spent(conn: psycopg.Connection, window_id: str) -> Spent:
     """What counts against the budgets of a window and of today."""
     with conn.cursor(row_factory=class_row(Spent)) as cursor:
-        cursor.execute(
-            """WITH counted AS (
-                 SELECT * FROM rl_assets.judge_spending WHERE settled_at IS NOT NULL OR expires_at > clock_timestamp()
-               ), today AS (SELECT (clock_timestamp() AT TIME ZONE 'UTC')::date AS day)
-               SELECT w.tokens AS window_tokens, w.dollars AS window_dollars,
-                      d.tokens AS day_tokens, d.dollars AS day_dollars
-               FROM (SELECT coalesce(sum(tokens), 0)::bigint AS tokens, coalesce(sum(dollars), 0) AS dollars
-                     FROM counted WHERE window_id = %s) AS w,
-                    (SELECT coalesce(sum(tokens), 0)::bigint AS tokens, coalesce(sum(dollars), 0) AS dollars
-                     FROM counted JOIN today USING (day)) AS d""",
-            [window_id],
-        )
-        found = cursor.fetchone()
+        found = cursor.execute(_SPENT, {"window": window_id}).fetchone()
     assert found is not None
     return found
 
@@ -98,22 +86,26 @@ def reserve(
     expire_seconds: float,
 ) -> int | Exhausted:
     """Reserve what a request may cost at most; returns the reservation's id, or the limit that does not allow it."""
-    with conn.transaction():
+    asked = asdict(limits) | {
+        "window": window_id,
+        "model": model,
+        "tokens": tokens,
+        "dollars": dollars,
+        "expire": expire_seconds,
+    }
+    with conn.pipeline(), conn.transaction():
         conn.execute("SELECT pg_advisory_xact_lock(%s)", [BUDGET_LOCK])
-        now = spent(conn, window_id)
-        asked = {"tokens": tokens, "dollars": dollars or 0.0}
-        for limit in ("window_tokens", "window_dollars", "day_tokens", "day_dollars"):
-            allowed, already, more = getattr(limits, limit), getattr(now, limit), asked[limit.split("_")[1]]
-            if allowed is not None and already + more > allowed:
-                return Exhausted(limit, allowed, already, more)
-        row = conn.execute(
-            """INSERT INTO rl_assets.judge_spending (window_id, day, model, tokens, dollars, expires_at)
-               VALUES (%s, (clock_timestamp() AT TIME ZONE 'UTC')::date, %s, %s, %s,
-                       clock_timestamp() + make_interval(secs => %s)) RETURNING id""",
-            [window_id, model, tokens, dollars, expire_seconds],
-        ).fetchone()
-    assert row is not None
-    return row[0]
+        row = conn.execute(_RESERVE, asked).fetchone()
+    if row is not None:
+        return row[0]
+    now = spent(conn, window_id)
+    more = {"tokens": tokens, "dollars": dollars or 0.0}
+    over = [
+        Exhausted(limit, allowed, getattr(now, limit), more[limit.split("_")[1]])
+        for limit, allowed in asdict(limits).items()
+        if allowed is not None
+    ]
+    return max(over, key=lambda one: one.spent + one.asked - one.allowed)
 
 
 def settle(
@@ -124,18 +116,42 @@ def settle(
     dollars: float | None,
     keep: CachedAnswer | None = None,
 ) -> None:
-    """Write what a request did cost and how it ended, and in the same transaction the answer, if it is to be kept."""
-    with conn.transaction():
-        row = conn.execute(
-            """UPDATE rl_assets.judge_spending
-               SET tokens = %s, dollars = %s, outcome = %s, settled_at = clock_timestamp()
-               WHERE id = %s RETURNING model""",
-            [tokens, dollars, outcome, reservation],
-        ).fetchone()
-        assert row is not None, f"there is no reservation {reservation}"
-        if keep is not None:
-            conn.execute(
-                """INSERT INTO rl_assets.judge_calls (key, model, answer, tokens_in, tokens_out, dollars)
-                   VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT (key) DO NOTHING""",
-                [keep.key, row[0], Jsonb(keep.answer), keep.tokens_in, keep.tokens_out, keep.dollars],
-            )
+    """Write what a request did cost and how it ended, and in the same statement the answer, if it is to be kept."""
+    given: dict[str, Any] = dict.fromkeys(_ANSWER) if keep is None else asdict(keep) | {"answer": Jsonb(keep.answer)}
+    given |= {"reservation": reservation, "outcome": outcome, "tokens": tokens, "paid": dollars}
+    conn.execute(_SETTLE, given)
+
+
+_COUNTED = """counted AS (
+    SELECT window_id, day, tokens, dollars FROM rl_assets.judge_spending
+    WHERE (window_id = %(window)s OR day = (clock_timestamp() AT TIME ZONE 'UTC')::date)
+      AND (settled_at IS NOT NULL OR expires_at > clock_timestamp())
+), used AS (
+    SELECT coalesce(sum(tokens) FILTER (WHERE window_id = %(window)s), 0)::bigint AS window_tokens,
+           coalesce(sum(dollars) FILTER (WHERE window_id = %(window)s), 0) AS window_dollars,
+           coalesce(sum(tokens) FILTER (WHERE day = today), 0)::bigint AS day_tokens,
+           coalesce(sum(dollars) FILTER (WHERE day = today), 0) AS day_dollars
+    FROM (SELECT (clock_timestamp() AT TIME ZONE 'UTC')::date AS today) AS clock LEFT JOIN counted ON true
+)"""
+_SPENT = f"WITH {_COUNTED} SELECT window_tokens, window_dollars, day_tokens, day_dollars FROM used"
+_RESERVE = f"""WITH {_COUNTED}
+INSERT INTO rl_assets.judge_spending (window_id, day, model, tokens, dollars, expires_at)
+SELECT %(window)s, (clock_timestamp() AT TIME ZONE 'UTC')::date, %(model)s, %(tokens)s, %(dollars)s,
+       clock_timestamp() + make_interval(secs => %(expire)s)
+FROM used
+WHERE (%(window_tokens)s::bigint IS NULL OR used.window_tokens + %(tokens)s <= %(window_tokens)s)
+  AND (%(window_dollars)s::float8 IS NULL
+       OR used.window_dollars + coalesce(%(dollars)s::float8, 0) <= %(window_dollars)s)
+  AND (%(day_tokens)s::bigint IS NULL OR used.day_tokens + %(tokens)s <= %(day_tokens)s)
+  AND (%(day_dollars)s::float8 IS NULL OR used.day_dollars + coalesce(%(dollars)s::float8, 0) <= %(day_dollars)s)
+RETURNING id"""
+_SETTLE = """WITH settled AS (
+    UPDATE rl_assets.judge_spending
+    SET tokens = %(tokens)s, dollars = %(paid)s, outcome = %(outcome)s, settled_at = clock_timestamp()
+    WHERE id = %(reservation)s RETURNING model
+)
+INSERT INTO rl_assets.judge_calls (key, model, answer, tokens_in, tokens_out, dollars)
+SELECT %(key)s::text, model, %(answer)s::jsonb, %(tokens_in)s::bigint, %(tokens_out)s::bigint, %(dollars)s::float8
+FROM settled WHERE %(key)s::text IS NOT NULL
+ON CONFLICT (key) DO NOTHING"""
+_ANSWER = ("key", "answer", "tokens_in", "tokens_out", "dollars")

@@ -145,8 +145,11 @@ def loopback_judge() -> Iterator[LoopbackJudge]:
         def log_message(self, *_: Any) -> None:
             """Tests read the standard streams."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+        request_queue_size = 256
+
+    server = Server(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, args=[0.02], daemon=True)
     thread.start()
     judge.url = f"http://127.0.0.1:{server.server_port}/v1"

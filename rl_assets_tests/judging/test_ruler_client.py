@@ -28,11 +28,11 @@ def question(text: str = "") -> Question:
 
 
 def ask(client: JudgeClient, *questions: Question) -> list[Any]:
-    """Answers or exceptions, in order."""
+    """Answers or failures, in order."""
 
     async def all_of_them() -> list[Any]:
         try:
-            return await asyncio.gather(*(client.ask(WINDOW, q) for q in questions), return_exceptions=True)
+            return await client.ask(WINDOW, questions)
         finally:
             await client.close()
 
