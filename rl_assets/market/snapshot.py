@@ -9,6 +9,7 @@ import json
 import os
 import re
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,9 @@ class Snapshot:
     posts: tuple[Post, ...]
     truth_digest: str
 
+    def __post_init__(self) -> None:
+        _freeze(self.crowd, self.perp, self.funding)
+
     @property
     def id(self) -> str:
         return f"{self.split}-{self.seed:06d}-{self.content_hash[:12]}"
@@ -147,7 +151,7 @@ class Snapshot:
     def n_ticks(self) -> int:
         return self.config.ticks
 
-    @property
+    @cached_property
     def content_hash(self) -> str:
         """SHA-256 over everything public and the digest of the truth."""
         return digest(self.to_json())
@@ -189,7 +193,10 @@ class Truth:
     fair: np.ndarray
     outcomes: np.ndarray
 
-    @property
+    def __post_init__(self) -> None:
+        _freeze(self.latent, self.fair, self.outcomes)
+
+    @cached_property
     def digest(self) -> str:
         return digest(self.to_json())
 
@@ -313,6 +320,12 @@ def _array(values: Any, ndim: int, low: int, high: int, name: str, shape: tuple[
     if array.size and (array.min() < low or array.max() > high):
         raise ValueError(f"{name} leaves {low}..{high}")
     return array.astype(np.int32)
+
+
+def _freeze(*arrays: np.ndarray) -> None:
+    """Close arrays to writing, since the hash of what holds them is computed once."""
+    for array in arrays:
+        array.flags.writeable = False
 
 
 def _read(path: Path, snapshot_id: str) -> Any:

@@ -179,3 +179,10 @@ def test_a_disk_that_refuses_leaves_no_half_file(tmp_path, monkeypatch):
 
 def test_ids_are_what_the_registry_and_the_file_system_can_take():
     assert re.fullmatch(r"train-000000-[0-9a-f]{12}", world(DEFAULT)[0].id)
+
+
+def test_what_a_hash_was_made_of_cannot_be_changed_behind_it():
+    snapshot, truth = world(DEFAULT)
+    for array in (snapshot.crowd, snapshot.perp, snapshot.funding, truth.latent, truth.fair, truth.outcomes):
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 1
