@@ -15,6 +15,7 @@ import pytest
 from rl_assets.settings import prepare_environment
 from rl_assets.store.database import connect, migrate
 from rl_assets.store.embedded import EmbeddedPostgres
+from rl_assets_tests.processes import SMALL, start, with_a_weak_policy
 
 prepare_environment()
 
@@ -64,6 +65,18 @@ def conn(postgres_url: str) -> Iterator[psycopg.Connection]:
     """A connection to a new database with all tables, as the store's functions want it."""
     with connect(postgres_url) as connection:
         yield connection
+
+
+@pytest.fixture(scope="session")
+def looped() -> Iterator[Path]:
+    """A data directory on which the loop has run once, from playing to the gate's decision, through a real daemon."""
+    directories = _reachable()
+    data = with_a_weak_policy(next(directories))
+    command = start(data, *SMALL)
+    said, _ = command.communicate(timeout=800)
+    assert command.returncode == 0, said
+    yield data
+    next(directories, None)
 
 
 @pytest.fixture(scope="session")

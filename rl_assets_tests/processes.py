@@ -1,0 +1,57 @@
+"""The command line as a process of its own: start it on a data directory, and see what it leaves behind."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import psycopg
+
+from rl_assets.services import databases
+from rl_assets.settings import REPOSITORY, Settings
+
+SMALL = ["harness", "--train", "--snapshots", "8", "--siblings", "8", "--gate-snapshots", "8", "--threshold", "24"]
+"""A loop that takes a minute: few episodes, a gate too small to open, and a threshold that they reach."""
+
+
+def with_a_weak_policy(data: Path) -> Path:
+    """The data directory, with a base policy that has imitated little: the loop is what is tested."""
+    from rl_assets.training.base import WarmStart, ensure_base_policy
+
+    ensure_base_policy(data, Settings(data).model_line, warm_start=WarmStart(episodes=64, passes=1))
+    return data
+
+
+def start(data: Path, *arguments: str) -> subprocess.Popen[str]:
+    """Run `rl-assets` with these arguments on the embedded databases of a data directory."""
+    ours = ("DATABASE_URL", "DAGSTER_PG_URL", "RL_ASSETS_DAGSTER_DIR", "TRAINING_MIN_TRAJECTORIES")
+    return subprocess.Popen(
+        [sys.executable, "-m", "rl_assets", *arguments],
+        cwd=REPOSITORY,
+        env={k: v for k, v in os.environ.items() if k not in ours} | {"RL_ASSETS_DATA": str(data)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def left_running(data: Path) -> list[str]:
+    """Command lines of living processes that were started for a data directory."""
+    found = []
+    for process in psutil.process_iter(["pid", "status"]):
+        try:
+            ours = process.environ().get("RL_ASSETS_DATA") == str(data) or str(data) in " ".join(process.cmdline())
+            if ours and process.status() != psutil.STATUS_ZOMBIE and process.pid != os.getpid():
+                found.append(" ".join(process.cmdline()))
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return found
+
+
+def query(data: Path, sql: str, *, dagster: bool = False) -> list[tuple]:
+    """Rows of the embedded database of a data directory, Babylon's and ours or Dagster's."""
+    with databases(Settings(data)) as urls, psycopg.connect(urls.dagster if dagster else urls.babylon) as conn:
+        return conn.execute(sql).fetchall()  # pyright: ignore[reportArgumentType, reportCallIssue]
