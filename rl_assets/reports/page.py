@@ -16,8 +16,8 @@ from markupsafe import Markup
 from rl_assets.errors import MalformedInput
 from rl_assets.store.lake import whole_file
 
-LONGEST_TEXT = 2_000
-"""Characters of a text that are shown; the files beside a report hold all of it."""
+LONGEST_TEXT, LONGEST_NAME = 2_000, 80
+"""Characters of a text or a name that are shown; the files beside a report hold all of it."""
 _KEPT = frozenset("\n\t")
 
 
@@ -45,11 +45,11 @@ def write_page(path: Path, page: str) -> Path:
     return path
 
 
-def plain(value: object) -> str:
+def plain(value: object, longest: int = LONGEST_TEXT) -> str:
     """Text as it may stand in a page: control, bidi and lone surrogate characters made visible, and not endless."""
     text = str(value)
-    if len(text) > LONGEST_TEXT:
-        text = f"{text[:LONGEST_TEXT]}… ({len(text)} characters)"
+    if len(text) > longest:
+        text = f"{text[:longest]}… ({len(text)} characters)"
     return "".join(c if c in _KEPT or unicodedata.category(c)[0] != "C" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
@@ -73,5 +73,6 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters["number"] = number
+    environment.filters["name"] = lambda value: plain(value, LONGEST_NAME)
     environment.filters["source"] = lambda picture: Markup(picture.source)  # Base64 alone: nothing to escape.
     return environment

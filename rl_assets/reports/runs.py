@@ -11,7 +11,7 @@ from rl_assets.episodes import Episode, Policy
 from rl_assets.errors import MalformedInput
 from rl_assets.market.metrics import METRICS, Interval, measure
 from rl_assets.market.trades import Worlds
-from rl_assets.reports.page import Picture, render, write_page
+from rl_assets.reports.page import LONGEST_NAME, Picture, plain, render, write_page
 from rl_assets.reports.summary import (
     by_policy,
     market_day,
@@ -168,7 +168,7 @@ def _cell(value: object) -> object:
 
 
 def _names(policies: Mapping[str, object]) -> str:
-    names = list(policies)
+    names = [plain(name, LONGEST_NAME) for name in policies]
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
