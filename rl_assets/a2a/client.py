@@ -8,9 +8,11 @@ time.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import json
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 from uuid import uuid4
 
@@ -31,7 +33,20 @@ ANSWER_SECONDS = 75.0
 TRIES = 8
 """How often a call is made that the server has no time for."""
 PROTOCOL = "0.3"
-ENDED = {TaskState.completed, TaskState.failed, TaskState.rejected, TaskState.canceled}
+ASKING = {TaskState.input_required, TaskState.auth_required}
+"""States in which an agent waits for us."""
+ENDED = {TaskState.completed, TaskState.failed, TaskState.rejected, TaskState.canceled} | ASKING
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """An agent's words, and what the next message names to go on: its context, and its task if that waits for us."""
+
+    text: str
+    context_id: str | None
+    task_id: str | None
 
 
 class RemoteError(RlAssetsError):
@@ -64,10 +79,24 @@ class Remote:
         """The result of an operation. Raises RemoteRefusal or RemoteError."""
         part = Part(root=DataPart(data={"operation": operation, "params": params or {}}))
         message = Message(role=Role.user, message_id=str(uuid4()), parts=[part])
+        return await self._answered(message, lambda answer: _result(operation, answer))
+
+    async def say(self, text: str, after: Said | None = None) -> Said:
+        """What an agent says to a text, in the conversation of what it said before. Raises as `call` does."""
+        message = Message(
+            role=Role.user,
+            message_id=str(uuid4()),
+            parts=[Part(root=TextPart(text=text))],
+            context_id=after and after.context_id,
+            task_id=after and after.task_id,
+        )
+        return await self._answered(message, _said)
+
+    async def _answered(self, message: Message, read: Callable[[Task | Message], T]) -> T:
         for attempt in range(1, TRIES + 1):
             try:
                 async with asyncio.timeout(ANSWER_SECONDS):
-                    return _result(operation, await self._send(message))
+                    return read(await self._send(message))
             except A2AClientHTTPError as error:
                 if error.status_code != 429 or attempt == TRIES:
                     raise RemoteError(_trouble(self.card.url, error)) from error
@@ -154,6 +183,29 @@ def _result(operation: str, answer: Task | Message) -> Any:
             if isinstance(part.root, DataPart) and "result" in part.root.data:
                 return part.root.data["result"]
     raise ValueError(f"{operation} was completed without a result")
+
+
+def _said(answer: Task | Message) -> Said:
+    """The words of an answer. Raises RemoteRefusal where the agent did not do what it was asked."""
+    if isinstance(answer, Message):
+        return Said(_words(answer.parts), answer.context_id, None)
+    state, message = answer.status.state, answer.status.message
+    told = message.parts if message is not None else []
+    if state not in (TaskState.completed, TaskState.input_required):
+        raise RemoteRefusal(shown(_texts(told), 400) or f"the agent's task ended as {state.value}")
+    made = [part for artifact in answer.artifacts or [] for part in artifact.parts]
+    asking = state is TaskState.input_required
+    return Said(_words(told if asking or not made else made), answer.context_id, answer.id if asking else None)
+
+
+def _words(parts: list[Part]) -> str:
+    """Text as it stands, and data as JSON."""
+    roots = [part.root for part in parts]
+    return " ".join(
+        root.text if isinstance(root, TextPart) else json.dumps(root.data)
+        for root in roots
+        if isinstance(root, (TextPart, DataPart))
+    )
 
 
 def _texts(parts: list[Part]) -> str:

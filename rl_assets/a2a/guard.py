@@ -22,6 +22,8 @@ from rl_assets.a2a.lobby import Lobby
 
 MOST_BYTES = 32 * 1024
 """Of a request's body: a command is a few hundred."""
+MOST_LEVELS = 32
+"""Of objects and lists in each other: a command has eight."""
 BODY_SECONDS = 10.0
 KNOWN_CALLERS = 4096
 """Sessions and addresses whose rate is remembered; the one that has been silent longest is forgotten first."""
@@ -102,10 +104,8 @@ async def _read(headers: Headers, receive: Receive) -> tuple[JSONResponse | None
                     break
     except TimeoutError:
         return _error(408, INVALID_REQUEST, f"a request's body must come within {BODY_SECONDS:.0f} seconds"), receive
-    try:
-        json.loads(body)
-    except (ValueError, RecursionError):
-        return _error(200, PARSE_ERROR, "the body is not JSON, or nested too deeply"), receive
+    if not _can_be_passed_on(bytes(body)):
+        return _error(200, PARSE_ERROR, "the body is not JSON of numbers, Unicode text and few levels"), receive
     given = False
 
     async def again() -> Message:
@@ -116,6 +116,24 @@ async def _read(headers: Headers, receive: Receive) -> tuple[JSONResponse | None
         return {"type": "http.request", "body": bytes(body), "more_body": False}
 
     return None, again
+
+
+def _can_be_passed_on(body: bytes) -> bool:
+    """Whether a body is JSON that can also be written again, as tasks repeat it: Python reads more than JSON is."""
+    try:
+        value = json.loads(body)
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, RecursionError):
+        return False
+    level = [value]
+    for _ in range(MOST_LEVELS):
+        level = [
+            item
+            for each in level
+            if isinstance(each, (dict, list))
+            for item in (each.values() if isinstance(each, dict) else each)
+        ]
+    return not level
 
 
 def _error(status: int, code: int, text: str, headers: dict[str, str] | None = None) -> JSONResponse:

@@ -45,7 +45,10 @@ def get_clock(session: Session, params: NoParams) -> dict[str, Any]:
 
 def advance(session: Session, params: Advance) -> dict[str, Any]:
     """Hold, or confirm the order that was placed. Whoever serves this may then wait for the other agents."""
-    if not session.room.finished and params.tick in (None, session.room.tick + 1):
+    now = session.room.tick + 1
+    if params.tick is not None and params.tick > now:
+        raise Refused(f"this is tick {now}, and a later one cannot be decided yet")
+    if not session.room.finished and params.tick in (None, now):
         session.act()
     return {}
 

@@ -81,7 +81,7 @@ class JoinGroup(Params):
 
 
 class Advance(Params):
-    """tick: the tick that the caller believes it is in; if it is over, nothing happens. wait: seconds to wait for other
+    """tick: the tick that the caller decides; if it is over already, nothing happens. wait: seconds to wait for other
     agents of the same clock."""
 
     tick: int | None = Field(default=None, ge=1)

@@ -137,3 +137,21 @@ async def agent_at(url: str, streaming: bool = False) -> AsyncIterator[SdkAgent]
         card = await A2ACardResolver(http, url).get_agent_card()
         client = ClientFactory(ClientConfig(httpx_client=http, streaming=streaming)).create(card)
         yield SdkAgent(client, http, card)
+
+
+def rpc(url: str, method: str, params: Any, **headers: str) -> httpx.Response:
+    body = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
+    return httpx.post(url, json=body, headers=headers, timeout=30.0)
+
+
+def send(url: str, command: Any, **headers: str) -> httpx.Response:
+    part = {"kind": "data", "data": command}
+    message = {"kind": "message", "messageId": "m", "role": "user", "parts": [part]}
+    return rpc(url, "message/send", {"message": message}, **headers)
+
+
+async def play_out(agent: SdkAgent) -> dict[str, Any]:
+    while True:
+        clock = (await agent.ask("advance"))["clock"]
+        if clock["finished"]:
+            return clock["result"]

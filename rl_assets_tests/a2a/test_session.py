@@ -141,6 +141,9 @@ def test_advance_for_a_tick_that_is_over_does_nothing():
     assert session.room.tick == 1
     ask(session, "advance", tick=2)
     assert session.room.tick == 2
+    with pytest.raises(Refused, match="this is tick 3"):
+        ask(session, "advance", tick=4)
+    assert session.room.tick == 2
 
 
 def test_the_clock_moves_when_all_agents_have_acted_and_accounts_are_apart():
