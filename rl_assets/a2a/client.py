@@ -177,7 +177,9 @@ def _result(operation: str, answer: Task | Message) -> Any:
         raise ValueError(f"{operation} was answered with a message in place of a task")
     if answer.status.state is not TaskState.completed:
         said = _texts(answer.status.message.parts) if answer.status.message is not None else ""
-        raise RemoteRefusal(shown(said.removeprefix("Error: "), 400) or f"{operation} ended as {answer.status.state}")
+        raise RemoteRefusal(
+            shown(said.removeprefix("Error: "), 400) or f"{operation} ended as {answer.status.state.value}"
+        )
     for artifact in answer.artifacts or []:
         for part in artifact.parts:
             if isinstance(part.root, DataPart) and "result" in part.root.data:

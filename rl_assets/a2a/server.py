@@ -16,6 +16,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 from uuid import uuid4
+from weakref import WeakKeyDictionary
 
 import uvicorn
 from a2a.server.agent_execution import AgentExecutor, RequestContext
@@ -59,7 +60,7 @@ class Referee(AgentExecutor):
     def __init__(self, lobby: Lobby, record: Callable[[Room], None]) -> None:
         self._lobby = lobby
         self._record = record
-        self._moved: dict[Room, asyncio.Event] = {}
+        self._moved: WeakKeyDictionary[Room, asyncio.Event] = WeakKeyDictionary()
         self._waiting: set[Session] = set()
         self._unrecorded: list[Room] = []
         self._recording = asyncio.Lock()

@@ -262,6 +262,22 @@ def test_a_market_whose_answers_cannot_be_read_is_said_to_be_so(stranger: Strang
         play_remote(stranger.url, "hold")
 
 
+def test_a_server_that_has_no_time_is_asked_again(stranger: Stranger):
+    def answer(request: Any) -> Any:
+        calls = [r for r in stranger.asked if "method" in r]
+        stranger.status = 429 if len(calls) == 1 else 200
+        status = {"state": "rejected"}
+        return {
+            "jsonrpc": "2.0",
+            "id": request["id"],
+            "result": {"kind": "task", "id": "t", "contextId": "c", "status": status},
+        }
+
+    stranger.answer = answer
+    with pytest.raises(RemoteRefusal, match="join ended as rejected"):
+        play_remote(stranger.url, "hold")
+
+
 def test_what_a_server_says_is_printable_and_short(stranger: Stranger):
     def answer(request: Any) -> Any:
         said = {"kind": "text", "text": "Error: \x1b]0;owned\x07" + "x" * 5000}
