@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import click
 
 from rl_assets.commands.batches import batches
+from rl_assets.commands.compare import compare
 from rl_assets.commands.db import db
 from rl_assets.commands.harness import demo, harness
 from rl_assets.commands.models import models
@@ -35,7 +36,7 @@ def cli() -> None:
     """Continuous reinforcement learning of market agents: play, record, judge, train, gate, deploy."""
 
 
-for command in (demo, harness, train, batches, models, snapshots, ui, db, verify, serve, play):
+for command in (demo, harness, train, batches, models, snapshots, ui, db, verify, serve, play, compare):
     cli.add_command(command)
 
 

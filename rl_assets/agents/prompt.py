@@ -22,6 +22,9 @@ MONEY_STEP = 25
 PERP_STEP = 0.5
 """Percent to which moves of perpetuals are rounded in observations."""
 
+MOST_DOLLARS = 1e9
+"""Beyond this a size is not an amount of money; JSON has numbers that no float can hold."""
+
 HOLD_TEXT = '{"do":"hold"}'
 
 
@@ -154,7 +157,7 @@ def _read_action(response: str, names: tuple[str, ...]) -> tuple[tuple[int, int,
     if kind == Do.CLOSE:
         return (int(kind), place, 0.0), {"market": market, "do": "close"}, None
     size = action.get("size")
-    if isinstance(size, bool) or not isinstance(size, (int, float)) or not np.isfinite(size) or size > 1e9:
+    if isinstance(size, bool) or not isinstance(size, (int, float)) or not abs(size) <= MOST_DOLLARS:
         return invalid, {"market": market, "do": kind.name.lower()}, "`size` is not an amount of dollars"
     return (int(kind), place, float(size)), {"market": market, "do": kind.name.lower(), "size": size}, None
 
@@ -172,7 +175,9 @@ def vocabulary() -> list[str]:
     pieces += [f" {cents / 100:+.2f}" for cents in range(-30, 31)]
     pieces += [f" {step * PERP_STEP:+.1f}%" for step in range(-30, 31)]
     pieces += [HOLD_TEXT] + [f'{{"market":"{name}"' for name in names]
-    pieces += [f',"do":"{do.name.lower()}"' for do in (Do.BUY_YES, Do.BUY_NO, Do.SELL_YES, Do.SELL_NO, Do.LONG, Do.SHORT)]
+    pieces += [
+        f',"do":"{do.name.lower()}"' for do in (Do.BUY_YES, Do.BUY_NO, Do.SELL_YES, Do.SELL_NO, Do.LONG, Do.SHORT)
+    ]
     pieces += [',"do":"close"}'] + [f',"size":{size}}}' for size in SIZES]
     return pieces
 

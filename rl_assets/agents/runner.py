@@ -186,20 +186,22 @@ def play(
         for start in range(0, len(seats), batch):
             part = seats[start : start + batch]
             ids = new_ids(len(part))
-            episodes += _play_batch(assignment, part, seed, ids, is_evaluation, clock)
+            episodes += play_seats(assignment, part, seed=seed, ids=ids, is_evaluation=is_evaluation, clock=clock)
             if on_progress is not None:
                 on_progress(len(episodes), total)
     return episodes
 
 
-def _play_batch(
+def play_seats(
     assignment: Assignment,
-    seats: list[tuple[World, int]],
+    seats: Sequence[tuple[World, int]],
+    *,
     seed: int,
-    ids: list[str],
-    is_evaluation: bool,
-    clock: Callable[[], datetime],
+    ids: Sequence[str],
+    is_evaluation: bool = False,
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> list[Episode]:
+    """Play worlds of one configuration side by side, each with the number of its sibling. ids: one per episode."""
     game = Game([world for world, _ in seats], clock)
     agent = assignment.agent
     seeds = [(seed, world[0].seed, sibling) for world, sibling in seats]

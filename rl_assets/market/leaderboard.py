@@ -10,8 +10,7 @@ import numpy as np
 
 from rl_assets.episodes import Episode
 from rl_assets.errors import MalformedInput
-from rl_assets.market.metrics import Interval, by_snapshot, cluster_interval
-from rl_assets.market.snapshot import SNAPSHOTS_PER_DAY, parse_id
+from rl_assets.market.metrics import Interval, by_snapshot, cluster_interval, market_day
 
 FLIPS = 10_000
 EXACT_DAYS = 13
@@ -67,7 +66,7 @@ def leaderboard(episodes: Mapping[str, Sequence[Episode]], *, alpha: float = 0.0
                 f"{policy} played {len(own)} snapshots that are not the {len(snapshots)} of {next(iter(earned))}; let "
                 "both play the same ones"
             )
-    days = [parse_id(name)[1] // SNAPSHOTS_PER_DAY for name in snapshots]
+    days = [market_day(name) for name in snapshots]
     values = {policy: np.array([own[name] for name in snapshots]) for policy, own in earned.items()}
     pairs = []
     for one, other in combinations(values, 2):

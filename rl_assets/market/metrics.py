@@ -15,7 +15,7 @@ import numpy as np
 from rl_assets.episodes import Episode
 from rl_assets.errors import MalformedInput
 from rl_assets.market.engine import LIQUIDATED, Do
-from rl_assets.market.snapshot import SNAPSHOTS_PER_DAY, parse_id
+from rl_assets.market.snapshot import IMPORTED, SNAPSHOTS_PER_DAY, parse_id
 from rl_assets.market.trades import Trades, Worlds, trades_of
 
 RESAMPLES = 4_000
@@ -111,7 +111,7 @@ def measure(episodes: Sequence[Episode], worlds: Worlds) -> dict[str, PolicyMetr
     """
     trades = trades_of(episodes, worlds)
     numbers = per_episode(episodes, worlds, trades)
-    days = [market_day(episode) for episode in episodes]
+    days = [market_day(episode.snapshot_id) for episode in episodes]
     policies = [str(episode.policy) for episode in episodes]
     skill = _skill(episodes, policies, days)
     measured = {}
@@ -182,9 +182,12 @@ def calibration_table(trades: Trades, rows: np.ndarray) -> list[dict[str, Any]]:
     return table
 
 
-def market_day(episode: Episode) -> int:
-    """The market day of an episode's snapshot. Raises MalformedInput for an episode without a snapshot of ours."""
-    return parse_id(str(episode.snapshot_id))[1] // SNAPSHOTS_PER_DAY
+def market_day(snapshot_id: str | None) -> int | str:
+    """What the episodes on a snapshot share their luck with: its market day, or itself where it is imported. Raises
+    MalformedInput for what is no snapshot."""
+    if snapshot_id is not None and snapshot_id.startswith(IMPORTED):
+        return snapshot_id
+    return parse_id(str(snapshot_id))[1] // SNAPSHOTS_PER_DAY
 
 
 def by_snapshot(episodes: Sequence[Episode]) -> dict[str, float]:
@@ -195,7 +198,7 @@ def by_snapshot(episodes: Sequence[Episode]) -> dict[str, float]:
     return {snapshot: float(np.mean(values)) for snapshot, values in earned.items()}
 
 
-def _skill(episodes: Sequence[Episode], policies: list[str], days: list[int]) -> dict[str, Interval]:
+def _skill(episodes: Sequence[Episode], policies: list[str], days: list[int | str]) -> dict[str, Interval]:
     """Per policy, over the snapshots that it, `hold` and `oracle` have all played."""
     earned = {p: by_snapshot([e for e, own in zip(episodes, policies, strict=True) if own == p]) for p in set(policies)}
     day = dict(zip([str(episode.snapshot_id) for episode in episodes], days, strict=True))

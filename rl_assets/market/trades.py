@@ -13,7 +13,8 @@ import numpy as np
 from rl_assets.agents.prompt import to_orders
 from rl_assets.episodes import Episode
 from rl_assets.errors import MalformedInput
-from rl_assets.market.engine import Do, Engine
+from rl_assets.market.engine import Do
+from rl_assets.market.exchange import engine_for
 from rl_assets.market.snapshot import Snapshot, Truth
 
 Worlds = Mapping[str, tuple[Snapshot, Truth]]
@@ -70,7 +71,7 @@ def trades_of(episodes: Sequence[Episode], worlds: Worlds) -> Trades:
 
 def _played(places: list[int], episodes: Sequence[Episode], worlds: Worlds) -> list[np.ndarray]:
     chosen = [worlds[str(episodes[place].snapshot_id)] for place in places]
-    engine, truths = Engine([snapshot for snapshot, _ in chosen]), [truth for _, truth in chosen]
+    engine, truths = engine_for([snapshot for snapshot, _ in chosen]), [truth for _, truth in chosen]
     config, every = engine.config, np.arange(engine.n)
     worth = np.concatenate(
         [np.stack([t.latents()[-1] for t in truths]), np.stack([t.fairs()[-1] for t in truths])], axis=1

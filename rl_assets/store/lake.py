@@ -69,8 +69,27 @@ def write_episodes_parquet(path: Path, episodes: Sequence[Episode]) -> None:
     """Write episodes in the order given. Raises RlAssetsError if the disk is full or not writable."""
     with whole_file(path) as partial, pq.ParquetWriter(partial, EPISODES, compression="zstd") as writer:
         for start in range(0, len(episodes), ROWS_AT_ONCE):
-            rows = [_row(episode) for episode in episodes[start : start + ROWS_AT_ONCE]]
-            writer.write_table(pa.Table.from_pylist(rows, EPISODES))
+            writer.write_table(_table(episodes[start : start + ROWS_AT_ONCE]))
+
+
+class GrowingFile:
+    """A file of episodes that is whole after every `add`, so that a stopped run loses none that it has finished.
+
+    episodes: all that it holds. Raises as `read_episodes_parquet` does where there is a file that cannot be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.episodes = read_episodes_parquet(path) if path.is_file() else []
+        self._table = _table(self.episodes)
+
+    def add(self, episodes: Sequence[Episode]) -> None:
+        """Raises RlAssetsError if the disk is full; the file is then as it was before."""
+        table = pa.concat_tables([self._table, _table(episodes)])
+        with whole_file(self._path) as partial:
+            pq.write_table(table, partial, row_group_size=ROWS_AT_ONCE, compression="zstd")
+        self._table = table
+        self.episodes = [*self.episodes, *episodes]
 
 
 def read_episodes_parquet(path: Path) -> list[Episode]:
@@ -101,6 +120,10 @@ def write_json(path: Path, value: object) -> None:
     text = json.dumps(value, indent=2, allow_nan=False)
     with whole_file(path) as partial:
         partial.write_text(text + "\n", encoding="utf-8")
+
+
+def _table(episodes: Sequence[Episode]) -> pa.Table:
+    return pa.Table.from_pylist([_row(episode) for episode in episodes], EPISODES)
 
 
 def _row(episode: Episode) -> dict[str, Any]:
