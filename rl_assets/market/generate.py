@@ -9,6 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 from rl_assets.errors import ConfigurationError
+from rl_assets.market.config import WorldConfig
+from rl_assets.market.depth import blended, merged, news, whispers
 from rl_assets.market.snapshot import (
     FUNDING_UNIT,
     LATENT_UNIT,
@@ -19,18 +21,18 @@ from rl_assets.market.snapshot import (
     Post,
     Snapshot,
     Truth,
-    WorldConfig,
 )
 from rl_assets.market.sources import SOURCES
+from rl_assets.market.streams import stream
 
-GENERATOR_VERSION = 1
 USUAL_TICK_SECONDS = 300
 """Seconds over which a path moves as far as the constants below say; other ticks move it by their share."""
 LONG_SECONDS = 28_800
 """Beyond this length of a world trends turn and paths are thrown back at bounds, so that a week drifts nowhere."""
+OTHER_INSTRUMENTS = 500
+"""Added to a perpetual's number where markets are counted too, so that adding a market does not change it."""
 _LATE = np.array([source.late for source in SOURCES])
 _RELIABILITY = np.array([source.reliability for source in SOURCES])
-_PURPOSES = ("day", "latent", "crowd", "posts", "outcome", "fair", "index", "funding", "perp_posts")
 
 
 def generate(split: str, seed: int, config: WorldConfig | None = None) -> tuple[Snapshot, Truth]:
@@ -43,7 +45,7 @@ def generate(split: str, seed: int, config: WorldConfig | None = None) -> tuple[
         ranges = ", ".join(f"{name} {r.start}..{r.stop - 1}" for name, r in SPLITS.items())
         raise ConfigurationError(f"seed {seed} is not in split {split!r}; the splits' seeds are {ranges}")
     day = seed // SNAPSHOTS_PER_DAY
-    tempo = float(np.exp(0.25 * _stream("day", day, 0).standard_normal()))
+    tempo = float(np.exp(0.25 * stream("day", day, 0).standard_normal()))
     prediction = [_prediction_market(seed, index, tempo, config) for index in range(config.markets)]
     perpetual = [_perpetual(seed, index, tempo, config) for index in range(config.perps)]
     truth = Truth(
@@ -54,6 +56,7 @@ def generate(split: str, seed: int, config: WorldConfig | None = None) -> tuple[
         outcomes=np.array([m["outcome"] for m in prediction], dtype=bool),
     )
     posts = [post for instrument in (*prediction, *perpetual) for post in instrument["posts"]]
+    whispered = [post for instrument in (*prediction, *perpetual) for post in instrument["whispers"]]
     snapshot = Snapshot(
         split=split,
         seed=seed,
@@ -64,44 +67,53 @@ def generate(split: str, seed: int, config: WorldConfig | None = None) -> tuple[
         funding=_columns([p["funding"] for p in perpetual], config.ticks),
         posts=tuple(sorted(posts, key=lambda post: (post.tick, post.instrument))),
         truth_digest=truth.digest,
+        whispers=tuple(sorted(whispered, key=lambda post: (post.tick, post.instrument, post.source))),
     )
     return snapshot, truth
 
 
 def _prediction_market(seed: int, index: int, tempo: float, config: WorldConfig) -> dict:
-    rng = _stream("latent", seed, index)
+    rng = stream("latent", seed, index)
     pace = config.tick_seconds / USUAL_TICK_SECONDS
     active = _regimes(rng, config.ticks, pace)
-    moves = rng.standard_normal(config.ticks) * np.where(active, 0.45, 0.15) * tempo * np.sqrt(pace)
+    moves = (
+        blended(rng.standard_normal(config.ticks), seed, config) * np.where(active, 0.45, 0.15) * tempo * np.sqrt(pace)
+    )
     path = 0.9 * rng.standard_normal() + np.concatenate([[0.0], np.cumsum(moves)])
     log_odds = _folded(path, 3.5) if _is_long(config) else np.clip(path, -3.5, 3.5)
     latent = np.rint(_sigmoid(log_odds) / LATENT_UNIT).astype(np.int64)
-    seen = _late(log_odds, config.crowd_lag) + 0.12 * _stream("crowd", seed, index).standard_normal(config.ticks + 1)
+    seen = _late(log_odds, config.crowd_lag) + 0.12 * stream("crowd", seed, index).standard_normal(config.ticks + 1)
     crowd = np.clip(np.rint(_sigmoid(seen) / PRICE_UNIT), 200, 9_800).astype(np.int64)
-    outcome = bool(_stream("outcome", seed, index).random() < latent[-1] * LATENT_UNIT)
-    posts = _posts(_stream("posts", seed, index), index, latent * LATENT_UNIT, crowd * PRICE_UNIT, config)
-    return {"latent": latent, "crowd": crowd, "outcome": outcome, "posts": posts}
+    outcome = bool(stream("outcome", seed, index).random() < latent[-1] * LATENT_UNIT)
+    value, price = latent * LATENT_UNIT, crowd * PRICE_UNIT
+    posts = _posts(stream("posts", seed, index), index, value, price, config)
+    whispered = whispers(seed, index, index, value, price, config)
+    return {"latent": latent, "crowd": crowd, "outcome": outcome, "posts": posts, "whispers": whispered}
 
 
 def _perpetual(seed: int, index: int, tempo: float, config: WorldConfig) -> dict:
-    rng = _stream("fair", seed, index)
+    rng = stream("fair", seed, index)
     pace = config.tick_seconds / USUAL_TICK_SECONDS
     trending = _regimes(rng, config.ticks, pace)
     direction = np.where(rng.random(config.ticks) < 0.5, -1.0, 1.0)
     jumps = np.where(rng.random(config.ticks) < 0.12 * pace, direction * 0.02, 0.0)
     way = direction[_spells(trending)] if _is_long(config) else direction[0]
     moves = np.where(trending, 0.004 * pace * way, 0.0) + jumps
-    moves = moves + 0.006 * tempo * np.sqrt(pace) * rng.standard_normal(config.ticks)
+    moves = moves + 0.006 * tempo * np.sqrt(pace) * blended(rng.standard_normal(config.ticks), seed, config)
+    jumped, wire = news(seed, index, config.markets + index, config)
+    moves = moves + jumped
     path = np.concatenate([[0.0], np.cumsum(moves)])
     log_price = np.log(config.perp_price) + (_folded(path, 1.5) if _is_long(config) else path)
     fair = np.rint(np.exp(log_price) / PERP_UNIT).astype(np.int64)
-    noise = 0.002 * _stream("index", seed, index).standard_normal(config.ticks + 1)
+    noise = 0.002 * stream("index", seed, index).standard_normal(config.ticks + 1)
     index_price = np.rint(np.exp(_late(log_price, config.crowd_lag) + noise) / PERP_UNIT).astype(np.int64)
     gap = np.diff(index_price) / index_price[:-1]
     funding = np.clip(np.rint(gap * 0.02 / FUNDING_UNIT), -500, 500).astype(np.int64)
     place = config.markets + index
-    posts = _posts(_stream("perp_posts", seed, index), place, fair * PERP_UNIT, index_price * PERP_UNIT, config)
-    return {"fair": fair, "index": index_price, "funding": funding, "posts": posts}
+    value, price = fair * PERP_UNIT, index_price * PERP_UNIT
+    posts = merged(_posts(stream("perp_posts", seed, index), place, value, price, config), wire)
+    whispered = whispers(seed, OTHER_INSTRUMENTS + index, place, value, price, config)
+    return {"fair": fair, "index": index_price, "funding": funding, "posts": posts, "whispers": whispered}
 
 
 def _posts(
@@ -159,8 +171,3 @@ def _columns(columns: list[np.ndarray], rows: int) -> np.ndarray:
     if not columns:
         return np.zeros((rows, 0), dtype=np.int32)
     return np.stack(columns, axis=1).astype(np.int32)
-
-
-def _stream(purpose: str, seed: int, index: int) -> np.random.Generator:
-    entropy = (GENERATOR_VERSION, _PURPOSES.index(purpose), seed, index)
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(entropy)))

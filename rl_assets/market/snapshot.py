@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -18,6 +18,9 @@ import numpy as np
 
 from rl_assets.episodes import digest
 from rl_assets.errors import ConfigurationError, MalformedInput
+from rl_assets.market.config import LATER, WorldConfig
+from rl_assets.market.config import MARKET_NAMES as MARKET_NAMES
+from rl_assets.market.config import PERP_NAMES as PERP_NAMES
 
 FORMAT = "rl-assets.snapshot/1"
 TRUTH_FORMAT = "rl-assets.truth/1"
@@ -40,75 +43,7 @@ PERP_UNIT = 1e-2
 FUNDING_UNIT = 1e-6
 """Fraction of notional per tick per integer of a stored funding rate."""
 
-MARKET_NAMES = "ABCDEFGHIJKL"
-PERP_NAMES = "PQRSTUVW"
 _ID = re.compile(r"(train|gate|sealed)-(\d{6})-([0-9a-f]{12})", re.ASCII)
-
-
-@dataclass(frozen=True)
-class WorldConfig:
-    """The size and the prices of a world.
-
-    ticks: decisions per episode. tick_seconds: seconds per tick. markets, perps: how many of each. start_cash: dollars.
-    liquidity: dollars in each reserve of a prediction pool at a price of one half. fee: fraction of what is traded on a
-    prediction market. crowd_lag: ticks by which the crowd sees the latent late. crowd_pull: share of the gap to the
-    crowd's belief that background flow closes per tick. post_rate: probability of a post per instrument and tick.
-    horizon: ticks ahead that a post speaks of. perp_price: dollars. leverage: notional per dollar of margin. taker_fee:
-    fraction of notional. perp_depth: dollars of notional that move the fill by one percent. maintenance: fraction of
-    notional under which a position is liquidated. breach_fee: dollars taken for an invalid action.
-    """
-
-    ticks: int = 12
-    tick_seconds: int = 300
-    markets: int = 3
-    perps: int = 1
-    start_cash: float = 1000.0
-    liquidity: float = 1500.0
-    fee: float = 0.01
-    crowd_lag: int = 4
-    crowd_pull: float = 0.5
-    post_rate: float = 0.5
-    horizon: int = 12
-    perp_price: float = 100.0
-    leverage: int = 10
-    taker_fee: float = 0.0005
-    perp_depth: float = 50_000.0
-    maintenance: float = 0.02
-    breach_fee: float = 5.0
-
-    def __post_init__(self) -> None:
-        limits = {
-            "ticks": (2, 100_000),
-            "tick_seconds": (1, 86_400),
-            "markets": (0, len(MARKET_NAMES)),
-            "perps": (0, len(PERP_NAMES)),
-            "start_cash": (1.0, 1e9),
-            "liquidity": (1.0, 1e9),
-            "fee": (0.0, 0.2),
-            "crowd_lag": (0, 1_000),
-            "crowd_pull": (0.0, 1.0),
-            "post_rate": (0.0, 1.0),
-            "horizon": (1, 1_000),
-            "perp_price": (1.0, 1e6),
-            "leverage": (1, 100),
-            "taker_fee": (0.0, 0.05),
-            "perp_depth": (1.0, 1e12),
-            "maintenance": (0.0, 0.5),
-            "breach_fee": (0.0, 1e6),
-        }
-        for name, (low, high) in limits.items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-                raise ConfigurationError(f"world setting {name}={value!r} is outside {low}..{high}; choose one inside")
-            if isinstance(low, int) and not isinstance(value, int):
-                raise ConfigurationError(f"world setting {name}={value!r} must be a whole number")
-        if self.markets + self.perps == 0:
-            raise ConfigurationError("a world needs at least one market or perpetual; set markets or perps above 0")
-
-    @property
-    def instruments(self) -> tuple[str, ...]:
-        """Names of all instruments: prediction markets first, then perpetuals."""
-        return tuple(MARKET_NAMES[: self.markets]) + tuple(PERP_NAMES[: self.perps])
 
 
 @dataclass(frozen=True)
@@ -126,7 +61,8 @@ class Snapshot:
     """The public part of one market day.
 
     crowd: int32 (ticks + 1, markets), the crowd's belief in PRICE_UNIT. perp: int32 (ticks + 1, perps), index price in
-    PERP_UNIT. funding: int32 (ticks, perps) in FUNDING_UNIT. posts: in order of tick, then instrument.
+    PERP_UNIT. funding: int32 (ticks, perps) in FUNDING_UNIT. posts: in order of tick, then instrument. whispers: what
+    is said in the channels of the configuration, for those who have joined; in order of tick, instrument and channel.
     truth_digest binds the sealed truth without telling it.
     """
 
@@ -139,6 +75,7 @@ class Snapshot:
     funding: np.ndarray
     posts: tuple[Post, ...]
     truth_digest: str
+    whispers: tuple[Post, ...] = field(default=(), kw_only=True)
 
     def __post_init__(self) -> None:
         _freeze(self.crowd, self.perp, self.funding)
@@ -170,13 +107,13 @@ class Snapshot:
             "split": self.split,
             "seed": self.seed,
             "day": self.day,
-            "config": asdict(self.config),
+            "config": self.config.to_json(),
             "crowd": self.crowd.tolist(),
             "perp": self.perp.tolist(),
             "funding": self.funding.tolist(),
             "posts": [[p.tick, p.instrument, p.source, p.up] for p in self.posts],
             "truth_digest": self.truth_digest,
-        }
+        } | ({"whispers": [[p.tick, p.instrument, p.source, p.up] for p in self.whispers]} if self.whispers else {})
 
 
 @dataclass(frozen=True, eq=False)
@@ -276,7 +213,7 @@ def parse_snapshot(raw: Any, where: str) -> Snapshot:
         if day != seed // SNAPSHOTS_PER_DAY:
             raise ValueError(f"day {day!r} does not belong to seed {seed}")
         known = {f.name for f in fields(WorldConfig)}
-        if set(raw["config"]) != known:
+        if not known - set(LATER) <= set(raw["config"]) <= known:
             raise ValueError(f"config keys differ from {sorted(known)}")
         config = WorldConfig(**raw["config"])
         crowd = _array(raw["crowd"], 2, 100, 9_900, "crowd", (config.ticks + 1, config.markets))
@@ -285,11 +222,16 @@ def parse_snapshot(raw: Any, where: str) -> Snapshot:
         posts = tuple(_post(entry, config) for entry in raw["posts"])
         if any((a.tick, a.instrument) >= (b.tick, b.instrument) for a, b in pairwise(posts)):
             raise ValueError("posts are not in order of tick and instrument")
+        whispers = tuple(_post(entry, config) for entry in raw.get("whispers", ()))
+        if any((a.tick, a.instrument, a.source) >= (b.tick, b.instrument, b.source) for a, b in pairwise(whispers)):
+            raise ValueError("whispers are not in order of tick, instrument and channel")
+        if any(post.source not in config.channels for post in whispers):
+            raise ValueError(f"whispers of others than the channels {config.channels}")
         if not isinstance(raw["truth_digest"], str) or not re.fullmatch(r"[0-9a-f]{64}", raw["truth_digest"]):
             raise ValueError("truth_digest is not a SHA-256")
     except (KeyError, TypeError, ValueError, ConfigurationError) as error:
         raise MalformedInput(f"{where} is not a valid snapshot: {error}; regenerate it") from error
-    return Snapshot(split, seed, day, config, crowd, perp, funding, posts, raw["truth_digest"])
+    return Snapshot(split, seed, day, config, crowd, perp, funding, posts, raw["truth_digest"], whispers=whispers)
 
 
 def parse_id(snapshot_id: str) -> tuple[str, int]:

@@ -24,4 +24,12 @@ SOURCES: tuple[Source, ...] = (
     Source("ivy", 0.15),
     Source("bay", 0.90, late=True),
 )
-RELIABILITY: dict[str, float] = {source.name: 0.5 if source.late else source.reliability for source in SOURCES}
+CHATS: tuple[Source, ...] = (Source("den", 0.85), Source("inn", 0.60))
+"""Group chats, whose members alone read them."""
+PAID_SOURCES: tuple[Source, ...] = (Source("gem", 0.97), Source("orb", 0.55))
+"""Who speaks to those who have paid."""
+WIRE = Source("wire", 0.90)
+"""The agency that tells of jumps of perpetuals before they come."""
+RELIABILITY: dict[str, float] = {
+    source.name: 0.5 if source.late else source.reliability for source in (*SOURCES, *CHATS, *PAID_SOURCES, WIRE)
+}
