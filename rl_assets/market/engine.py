@@ -27,11 +27,17 @@ SMALLEST_ORDER, LARGEST_ORDER = 1.0, 1e9
 """Dollars."""
 LARGEST_IMPACT = 0.5
 """Share of the index price by which the fill of a perpetual may be off it; larger orders are refused."""
+SWAY_KEPT = 0.7
+"""Share of what an agent's posts have done to the crowd's odds that is left a tick later."""
 LIQUIDATED = "liquidated"
 
 
 class Do(IntEnum):
-    """What an order asks for. HOLD needs no instrument; CLOSE and HOLD need no size."""
+    """What an order asks for. HOLD needs no instrument; those that trade need a size, except CLOSE.
+
+    JOIN enters a channel of the configuration, whose number stands for the instrument, and POST_UP and POST_DOWN speak
+    to the crowd of a prediction market; both are refused in worlds without them.
+    """
 
     HOLD = 0
     BUY_YES = 1
@@ -42,12 +48,16 @@ class Do(IntEnum):
     SHORT = 6
     CLOSE = 7
     INVALID = 8
+    JOIN = 9
+    POST_UP = 10
+    POST_DOWN = 11
 
 
 _DOES = np.arange(len(Do))
-_ON_PREDICTION = np.isin(_DOES, (Do.BUY_YES, Do.BUY_NO, Do.SELL_YES, Do.SELL_NO, Do.CLOSE))
+_ON_PREDICTION = np.isin(_DOES, (Do.BUY_YES, Do.BUY_NO, Do.SELL_YES, Do.SELL_NO, Do.CLOSE, Do.POST_UP, Do.POST_DOWN))
 _ON_PERPETUAL = np.isin(_DOES, (Do.LONG, Do.SHORT, Do.CLOSE))
-_SIZED = ~np.isin(_DOES, (Do.HOLD, Do.CLOSE, Do.INVALID))
+_SIZED = np.isin(_DOES, (Do.BUY_YES, Do.BUY_NO, Do.SELL_YES, Do.SELL_NO, Do.LONG, Do.SHORT))
+_POSTS = np.isin(_DOES, (Do.POST_UP, Do.POST_DOWN))
 _SELLS = np.isin(_DOES, (Do.SELL_YES, Do.SELL_NO, Do.CLOSE))
 
 
@@ -84,7 +94,7 @@ class Engine:
 
     The same snapshot may appear in many rows: `unique` holds each once and `world` (episodes,) tells which a row plays.
     cash, equity, fees, max_drawdown (episodes,) and margin (episodes, perps) are dollars; yes, no (episodes, markets)
-    shares; units, entry (episodes, perps); trades, breaches (episodes,) counts.
+    shares; units, entry (episodes, perps); trades, breaches (episodes,) counts; joined bool (episodes, channels).
     """
 
     def __init__(self, snapshots: list[Snapshot]) -> None:
@@ -109,6 +119,9 @@ class Engine:
         self.yes, self.no = np.zeros((n, m)), np.zeros((n, m))
         self.units, self.entry, self.margin = np.zeros((n, p)), np.zeros((n, p)), np.zeros((n, p))
         self.fees = np.zeros(n)
+        self.joined = np.zeros((n, len(config.channels)), bool)
+        self._channel_price = np.array(config.channel_prices)
+        self._sway, self._voice = np.ones((n, m)), np.full((n, m), float(config.post_influence))
         self.trades = np.zeros(n, np.int64)
         self.breaches = np.zeros(n, np.int64)
         self._k = float(config.liquidity) ** 2
@@ -215,8 +228,10 @@ class Engine:
     def _fill(self, orders: Orders, error: np.ndarray, traded: np.ndarray) -> None:
         do, instrument, size = orders.do, orders.instrument.astype(np.int64), orders.size
         markets = self.config.markets
-        known = (instrument >= 0) & (instrument < markets + self.config.perps)
-        is_order = do != Do.HOLD
+        joins, posts = do == Do.JOIN, _POSTS[do]
+        names = np.where(joins, self.joined.shape[1], markets + self.config.perps)
+        known = (instrument >= 0) & (instrument < names)
+        is_order = (do != Do.HOLD) & ~joins
         prediction = is_order & known & (instrument < markets)
         perpetual = is_order & known & (instrument >= markets)
         sized, sells = _SIZED[do], _SELLS[do]
@@ -224,8 +239,10 @@ class Engine:
         for rows, reason in (
             (do == Do.INVALID, "not an action of the schema"),
             (is_order & ~known, "no such instrument"),
+            (joins & ~known, "nothing of that name to join"),
             (prediction & ~_ON_PREDICTION[do], "not possible on a prediction market"),
             (perpetual & ~_ON_PERPETUAL[do], "not possible on a perpetual"),
+            (posts & (self.config.post_influence == 0.0), "nobody reads posts in this world"),
             (sized & (size > LARGEST_ORDER), f"size above ${LARGEST_ORDER:.0f}"),
             (sized & ~(size >= SMALLEST_ORDER), f"size below ${SMALLEST_ORDER:.0f}"),
         ):
@@ -248,6 +265,25 @@ class Engine:
                 self._sell(rows, instrument, size, do, held, name)
         error[prediction & sells & ~traded] = "nothing to sell"
         self._trade_perps(np.flatnonzero(perpetual & open_), orders, error, traded)
+        self._speak(np.flatnonzero(prediction & posts), instrument, do)
+        self._join(np.flatnonzero(joins & open_), instrument, error)
+
+    def _speak(self, rows: np.ndarray, instrument: np.ndarray, do: np.ndarray) -> None:
+        """Sway the crowd's odds. Who speaks of a market again is believed half as much."""
+        m = instrument[rows]
+        by = 1.0 + self._voice[rows, m]
+        self._sway[rows, m] *= np.where(do[rows] == Do.POST_UP, by, 1.0 / by)
+        self._voice[rows, m] *= 0.5
+
+    def _join(self, rows: np.ndarray, instrument: np.ndarray, error: np.ndarray) -> None:
+        channel = instrument[rows]
+        price, again = self._channel_price[channel], self.joined[rows, channel]
+        poor = ~again & (self.cash[rows] < price)
+        error[rows[again]], error[rows[poor]] = "joined already", "not enough cash"
+        rows, channel, price = (part[~again & ~poor] for part in (rows, channel, price))
+        self.joined[rows, channel] = True
+        self.cash[rows] -= price
+        self.fees[rows] += price
 
     def _buy(self, rows: np.ndarray, instrument: np.ndarray, size: np.ndarray, side: str) -> None:
         m, spent = instrument[rows], size[rows]
@@ -323,8 +359,12 @@ class Engine:
 
     def _drift(self) -> None:
         """Background flow closes a share of the gap between the pool's price and the crowd's belief."""
-        price = self.prices
-        moved = price + self.config.crowd_pull * (self._crowd[self.world, self.tick] - price)
+        price, belief = self.prices, self._crowd[self.world, self.tick]
+        if self.config.post_influence:
+            odds = belief / (1.0 - belief) * self._sway
+            belief = odds / (1.0 + odds)
+            self._sway = 1.0 + (self._sway - 1.0) * SWAY_KEPT
+        moved = price + self.config.crowd_pull * (belief - price)
         self._pool_yes, self._pool_no = self._reserves(np.clip(moved, LOWEST_PRICE, HIGHEST_PRICE))
 
     def _fund_and_liquidate(self) -> np.ndarray:

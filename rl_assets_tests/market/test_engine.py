@@ -217,7 +217,7 @@ def test_the_engine_computes_the_same_bits_everywhere(config, digest):
         number = np.arange(40) * 7919 + engine.tick * 104_729
         fills = engine.step(
             Orders(
-                (number % len(Do)).astype(np.int8),
+                (number % 9).astype(np.int8),
                 (number // 9 % (width + 2) - 1).astype(np.int16),
                 np.array([sizes[n] for n in number // 61 % len(sizes)]),
             )
