@@ -10,9 +10,10 @@ import asyncio
 import logging
 import random
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 import openai
@@ -25,6 +26,7 @@ from rl_assets.judging.ruler_prompt import ANSWER_SCHEMA, Question
 from rl_assets.settings import RulerSettings
 from rl_assets.store.judge_calls import CachedAnswer, Exhausted, Limits, cached_answers, reserve, settle
 
+T = TypeVar("T")
 ATTEMPTS = 4
 """How often a request is sent before its judge counts as out of reach."""
 BACKOFF_SECONDS = 1.0
@@ -67,7 +69,8 @@ class _Sent:
 
 
 class JudgeClient:
-    """Asks the judge of `settings`, in one event loop. While it asks, nobody else uses `conn`."""
+    """Asks the judge of `settings`, in one event loop. While it asks, `conn` is used in a thread of its own and by
+    nobody else, so that no request waits for what another one stores."""
 
     def __init__(self, settings: RulerSettings, conn: psycopg.Connection) -> None:
         """Raises ConfigurationError if there is no model, or dollars are limited and no price is known."""
@@ -84,6 +87,7 @@ class JudgeClient:
                 f"dollars are limited, but the price of {settings.model} is not known; set RULER_JUDGE_INPUT_PRICE and "
                 "RULER_JUDGE_OUTPUT_PRICE in dollars per million tokens"
             )
+        self._database = ThreadPoolExecutor(1, "judge-calls")
         self._slots = asyncio.Semaphore(settings.concurrency)
         self._next_start = 0.0
         self._unanswered = 0
@@ -100,7 +104,7 @@ class JudgeClient:
         An answer that cannot be used is asked for once more. Raises ConfigurationError where no question can succeed.
         """
         keys = [self.key(question) for question in questions]
-        known = cached_answers(self.conn, keys)
+        known = await self._stored(cached_answers, keys)
         self.usage.cached += len(known)
 
         async def one(key: str, question: Question) -> dict[str, Scored]:
@@ -133,6 +137,7 @@ class JudgeClient:
 
     async def close(self) -> None:
         """Let litellm's own worker come to its end before the event loop that it runs in does."""
+        self._database.shutdown()
         from litellm.litellm_core_utils.logging_worker import GLOBAL_LOGGING_WORKER
 
         last = asyncio.Event()
@@ -152,7 +157,7 @@ class JudgeClient:
             if self._unanswered >= GIVE_UP_AFTER:
                 raise JudgeFailure("transport", "the judge did not answer earlier requests of this run")
             estimate = int(sum(len(message["content"].encode()) for message in messages) / BYTES_PER_TOKEN)
-            reservation = self._reserve(window_id, estimate, most)
+            reservation = await self._reserve(window_id, estimate, most)
             sent, outcome, keep = _Sent(), "aborted", None
             try:
                 response = await self._send(messages, most, sent)
@@ -167,15 +172,17 @@ class JudgeClient:
             finally:
                 tokens_in = sent.tokens_in + sent.unknown * estimate
                 dollars = self._dollars(tokens_in, sent.tokens_out)
-                settle(self.conn, reservation, outcome, tokens_in + sent.tokens_out, dollars, keep)
+                await self._stored(settle, reservation, outcome, tokens_in + sent.tokens_out, dollars, keep)
                 self.usage.tokens_in += tokens_in
                 self.usage.tokens_out += sent.tokens_out
                 self.usage.dollars += dollars or 0.0
 
-    def _reserve(self, window_id: str, tokens_in: int, tokens_out: int) -> int:
+    async def _reserve(self, window_id: str, tokens_in: int, tokens_out: int) -> int:
         dollars = self._dollars(tokens_in, tokens_out)
         expire = ATTEMPTS * (self.settings.timeout_seconds + MOST_WAIT_SECONDS) + 300
-        got = reserve(self.conn, window_id, self.settings.model, tokens_in + tokens_out, dollars, self._limits, expire)
+        got = await self._stored(
+            reserve, window_id, self.settings.model, tokens_in + tokens_out, dollars, self._limits, expire
+        )
         if isinstance(got, Exhausted):
             where = f"window {window_id}" if got.limit.startswith("window") else "this UTC day"
             unit = got.limit.split("_")[1]
@@ -185,6 +192,9 @@ class JudgeClient:
                 f"reserved and a request may take {got.asked:,.6g}; raise {_LIMITS[got.limit]} or judge later",
             )
         return got
+
+    async def _stored(self, function: Callable[..., T], *args: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._database, function, self.conn, *args)
 
     def _dollars(self, tokens_in: int, tokens_out: int) -> float | None:
         return self._prices and self._prices[0] * tokens_in + self._prices[1] * tokens_out

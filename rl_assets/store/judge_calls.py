@@ -94,6 +94,7 @@ def reserve(
         "expire": expire_seconds,
     }
     with conn.pipeline(), conn.transaction():
+        conn.execute(_SOON)
         conn.execute("SELECT pg_advisory_xact_lock(%s)", [BUDGET_LOCK])
         row = conn.execute(_RESERVE, asked).fetchone()
     if row is not None:
@@ -116,12 +117,16 @@ def settle(
     dollars: float | None,
     keep: CachedAnswer | None = None,
 ) -> None:
-    """Write what a request did cost and how it ended, and in the same statement the answer, if it is to be kept."""
+    """Write what a request did cost and how it ended, and in the same transaction the answer, if it is to be kept."""
     given: dict[str, Any] = dict.fromkeys(_ANSWER) if keep is None else asdict(keep) | {"answer": Jsonb(keep.answer)}
     given |= {"reservation": reservation, "outcome": outcome, "tokens": tokens, "paid": dollars}
-    conn.execute(_SETTLE, given)
+    with conn.pipeline(), conn.transaction():
+        conn.execute(_SOON)
+        conn.execute(_SETTLE, given)
 
 
+_SOON = "SET LOCAL synchronous_commit TO off"
+"""Requests do not wait for the disk. What a crash of the server loses is the last moment, and is asked again."""
 _COUNTED = """counted AS (
     SELECT window_id, day, tokens, dollars FROM rl_assets.judge_spending
     WHERE (window_id = %(window)s OR day = (clock_timestamp() AT TIME ZONE 'UTC')::date)
