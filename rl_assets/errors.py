@@ -23,3 +23,15 @@ class MissingCheckpoint(RlAssetsError):
 
 class LedgerConflict(RlAssetsError):
     """A state change that the ledger does not allow."""
+
+
+class CollapsedPolicy(RlAssetsError):
+    """A training was stopped without a checkpoint, because its policy had stopped to trade, to vary or to obey the rules."""
+
+
+class ServiceError(RlAssetsError):
+    """A service elsewhere refused, failed or could not be reached."""
+
+
+class UnknownOutcome(RlAssetsError):
+    """A training was handed to a service and nobody knows yet what became of it. It is not handed over again."""

@@ -22,7 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from rl_assets.agents import prompt
 from rl_assets.agents.grammar import Grammar, load_grammar, save_grammar
 from rl_assets.agents.reference import Seat, rule
-from rl_assets.market.engine import Do, Engine, Orders
+from rl_assets.market.engine import Engine, Orders
 from rl_assets.market.generate import generate
 from rl_assets.market.snapshot import SPLITS, WorldConfig
 from rl_assets.registry.checkpoints import checkpoint_digest
@@ -30,7 +30,7 @@ from rl_assets.training.forward import masked_logprobs
 
 SPECIALS = ("<|pad|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>", "<|unknown|>")
 LAST_PIECE = "␟"
-"""An ordinary piece with the highest id: ART takes the highest unused id as its placeholder, and it must encode to itself."""
+"""A plain piece with the highest id: ART takes the highest unused id as placeholder, and it must encode to itself."""
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -122,11 +122,11 @@ def build_model(vocabulary: int, end_id: int, pad_id: int, seed: int) -> LlamaFo
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=vocabulary,
-        hidden_size=96,
+        hidden_size=64,
         intermediate_size=192,
         num_hidden_layers=2,
-        num_attention_heads=6,
-        num_key_value_heads=6,
+        num_attention_heads=2,  # few and wide: on a CPU attention costs more per head than per dimension
+        num_key_value_heads=2,
         rope_parameters={"rope_type": "default", "rope_theta": 100.0},
         max_position_embeddings=4096,
         tie_word_embeddings=True,
@@ -177,7 +177,7 @@ def imitation_data(
     while not engine.done:
         who = rng.choice(len(names), size=engine.n, p=weights)
         seat = Seat(engine, rows, rng.random((engine.n, 5)), None)
-        choices = {name: _closing(seat) if name == "close" else rule(name)(seat) for name in names}
+        choices = {name: rule(name)(seat) for name in names}
         orders = Orders(
             *(np.choose(who, [getattr(choices[name], part) for name in names]) for part in ("do", "instrument", "size"))
         )
@@ -215,7 +215,7 @@ def imitate(
         if place == 0:
             order = rng.permutation(len(tokens))
         rows = order[place * warm_start.batch : (place + 1) * warm_start.batch]
-        width = int((nodes[rows] >= 0).any(axis=0).nonzero()[0].max()) + 1
+        width = int(np.flatnonzero((nodes[rows] >= 0).any(axis=0)).max()) + 1
         ids = torch.from_numpy(tokens[rows][:, :width]).long()
         node = torch.from_numpy(nodes[rows][:, :width]).long()
         logprobs, _ = masked_logprobs(model, ids, node, allowed)
@@ -234,12 +234,3 @@ def imitate(
             on_progress(update + 1, updates)
     model.eval()
     return curve
-
-
-def _closing(seat: Seat) -> Orders:
-    """Close what is held, if anything, else hold: shows the policy that positions can be closed."""
-    engine, rows = seat.engine, seat.rows
-    held = np.concatenate([engine.yes[rows] + engine.no[rows], np.abs(engine.units[rows])], axis=1) > 0
-    instrument = (held * (1.0 + np.modf(seat.draws[:, :1] * (3.7 * (1 + np.arange(held.shape[1]))))[0])).argmax(axis=1)
-    do = np.where(held.any(axis=1), Do.CLOSE, Do.HOLD).astype(np.int8)
-    return Orders(do, instrument.astype(np.int16), np.zeros(len(rows)))

@@ -32,7 +32,7 @@ def to_trajectory(episode: Episode, reward: float) -> art.Trajectory:
     """One episode as an ART trajectory. Raises MalformedInput where it cannot be trained on."""
     if episode.not_trainable is not None:
         raise MalformedInput(
-            f"trajectory {episode.trajectory_id} cannot be trained on ({episode.not_trainable}); re-run its window's groups"
+            f"trajectory {episode.trajectory_id} cannot be trained on ({episode.not_trainable}); group its window again"
         )
     messages: list = [{"role": "system", "content": episode.system}]
     for step in episode.steps:
@@ -48,19 +48,24 @@ def to_trajectory(episode: Episode, reward: float) -> art.Trajectory:
     )
 
 
-def to_groups(manifest: Manifest, episodes: Mapping[str, Episode]) -> list[art.TrajectoryGroup]:
-    """The manifest's groups as ART groups. Raises MalformedInput where an episode is missing or of another step."""
+def to_groups(manifest: Manifest, episodes: Mapping[str, Episode], most_stale: int = 0) -> list[art.TrajectoryGroup]:
+    """The manifest's groups as ART groups.
+
+    Raises MalformedInput where an episode is missing, cannot be trained on, or was played by a policy that is not
+    between 0 and `most_stale` steps behind the one that is trained.
+    """
     missing = [i for i in manifest.trajectory_ids if i not in episodes]
     if missing:
         raise MalformedInput(
             f"{len(missing)} episodes of {manifest.batch_id} are not in the database, such as {missing[0]}; "
             "restore them or retry the batch"
         )
-    stale = [i for i in manifest.trajectory_ids if episodes[i].policy.step != manifest.base_step]
+    stale = [i for i in manifest.trajectory_ids if not 0 <= staleness(manifest, episodes[i]) <= most_stale]
     if stale:
+        allowed = f"step {manifest.base_step}" + (f" or up to {most_stale} steps before" if most_stale else "")
         raise MalformedInput(
-            f"{len(stale)} episodes of {manifest.batch_id} were not played by step {manifest.base_step}, such as "
-            f"{stale[0]}; free the batch and claim it again"
+            f"{len(stale)} episodes of {manifest.batch_id} were not played by {allowed}, such as {stale[0]} by "
+            f"{episodes[stale[0]].policy}; free the batch and claim it again"
         )
     return [
         art.TrajectoryGroup(
@@ -69,3 +74,12 @@ def to_groups(manifest: Manifest, episodes: Mapping[str, Episode]) -> list[art.T
         )
         for g in manifest.groups
     ]
+
+
+def staleness(manifest: Manifest, episode: Episode) -> int:
+    """How many policy steps an episode is behind the step that is trained. Raises MalformedInput if it has no step."""
+    if episode.policy.step is None:
+        raise MalformedInput(
+            f"trajectory {episode.trajectory_id} cannot be trained on (no_policy_step); group its window again"
+        )
+    return manifest.base_step - episode.policy.step

@@ -1,19 +1,19 @@
 """ART on a CPU: a LocalBackend whose service trains with torch and answers OpenAI requests with logprobs.
 
-ART tokenises, packs, weighs and computes the loss, and ART's checkpoint directories are kept; this module brings the
+ART tokenises, packs, weighs and computes the loss, and ART's checkpoint directories are kept; the package brings the
 forward pass, the optimizer and the server that ART otherwise expects of a GPU.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,33 +23,36 @@ from art import dev
 from art import types as art_types
 from art.local.backend import LocalBackend
 from art.local.service import ModelService
-from art.loss import loss_fn, shift_tensor
 from art.model import TrainableModel
 from art.preprocessing.pack import DiskPackedTensors, PackedTensors, packed_tensors_from_dir
 from art.preprocessing.tokenize import SFTBatch
 from art.utils.output_dirs import get_model_dir
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rl_assets.agents.grammar import Grammar, load_grammar
-from rl_assets.errors import MissingCheckpoint
-from rl_assets.training.credit import StepAdvantages, spread_advantages
-from rl_assets.training.forward import masked_logprobs
+from rl_assets.agents.grammar import load_grammar
+from rl_assets.errors import MalformedInput, MissingCheckpoint
+from rl_assets.training.credit import Marks, Notes, lay_over
 from rl_assets.training.inference import InferenceServer
+from rl_assets.training.learner import Learner
+from rl_assets.training.progress import Limits, Progress
 
 GRADIENT_STEPS = "data/step_num_gradient_steps"
 
 
 @dataclass(frozen=True)
 class CpuTraining:
-    """passes: how often a batch is gone through. sequences: packed sequences per update. max_grad_norm: clip.
-    entropy_floor: mean nats per chosen token under which a run stops as collapsed. kl_ceiling: mean nats per token from
-    the base step at which the passes end early."""
+    """passes: how often a batch is gone through, at most. sequences: packed sequences per update. micro_batch: how many
+    of these at once. warm_up: updates until the learning rate is whole; it then falls along a cosine to nothing.
+    max_grad_norm: clip. holdout: share of snapshots that are kept apart; the passes end when one wins nothing more
+    there, and the best pass is what is saved."""
 
     passes: int = 3
-    sequences: int = 64
+    sequences: int = 32
     micro_batch: int = 16
+    warm_up: int = 5
     max_grad_norm: float = 1.0
-    kl_ceiling: float = 0.5
+    holdout: float = 0.125
+    limits: Limits = field(default_factory=Limits)
 
 
 class CpuBackend(LocalBackend):
@@ -65,10 +68,15 @@ class CpuBackend(LocalBackend):
         return self.service(model)
 
     def _get_packed_tensors(self, model: TrainableModel, *args: Any, **kwargs: Any) -> PackedTensors | None:
-        """ART's packed tensors, with each trajectory's advantage spread over its steps where credits are known."""
+        """ART's packed tensors, with each trajectory's advantage spread over its steps. Raises MalformedInput where ART
+        has nothing to pack: it would go on to call a copy of the newest checkpoint the next one."""
         tensors = super()._get_packed_tensors(model, *args, **kwargs)
-        if tensors is not None:
-            spread_advantages(tensors, self.service(model).step_advantages)
+        service = self.service(model)
+        if tensors is None:
+            raise MalformedInput(
+                f"{service.batch_id} holds nothing to learn from: in no group do rewards differ; free it and re-judge"
+            )
+        service.marks = lay_over(tensors, service.notes)
         return tensors
 
     def service(self, model: TrainableModel) -> CpuService:
@@ -98,8 +106,8 @@ class CpuService:
         self.training = CpuTraining()
         self.parent_step: int | None = None
         self.batch_id = ""
-        self.step_advantages: StepAdvantages = {}
-        self.curve: list[dict[str, float]] = []
+        self.notes: Notes = {}
+        self.marks: Marks | None = None
         self._server: InferenceServer | None = None
 
     def checkpoint(self, step: int) -> Path:
@@ -145,14 +153,16 @@ class CpuService:
         _config: dev.TrainConfig,
         verbose: bool = False,
     ) -> AsyncIterator[dict[str, float]]:
-        """Passes over the packed batch from `parent_step`; saves the result as the next step. Yields an update's metrics.
+        """Passes over the packed batch from `parent_step`; saves the best as the next step. Yields an update's metrics.
 
-        Raises MissingCheckpoint where the parent is gone and FloatingPointError where the loss is not finite.
+        A run that was killed goes on after the last pass that it finished. Raises MissingCheckpoint where the parent is
+        gone, CollapsedPolicy where a limit is passed and FloatingPointError where a gradient is not finite.
         """
         parent_step = self.steps()[-1] if self.parent_step is None else self.parent_step
         parent = self.checkpoint(parent_step)
         if not (parent / "config.json").is_file():
             raise MissingCheckpoint(f"checkpoint {parent} is missing; restore it or roll back to a step that is there")
+        assert self.marks is not None
         tensors = packed_tensors_from_dir(**disk_packed_tensors)
         model = AutoModelForCausalLM.from_pretrained(parent, local_files_only=True, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(parent, local_files_only=True)
@@ -163,85 +173,63 @@ class CpuService:
         state = parent / "optimizer.pt"
         if state.is_file():
             optimizer.load_state_dict(torch.load(state, weights_only=True))
-        for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate
-        nodes = grammar_nodes(tensors, grammar)
-        self.curve = []
-        plan = self._plan(len(tensors["tokens"]))
+        learner = Learner(
+            model,
+            grammar,
+            tensors,
+            self.marks,
+            _config,
+            micro_batch=self.training.micro_batch,
+            max_grad_norm=self.training.max_grad_norm,
+        )
+        plan = self._plan(self.marks.held_out)
+        held_out = self.marks.held_out.nonzero()[:, 0].tolist()
+        fingerprint = self._fingerprint(tensors, config.learning_rate, _config)
+        progress = Progress.resume(self._kept, fingerprint, model, optimizer)
+        updates = sum(map(len, plan))
         model.train()
-        for update, rows in enumerate(plan):
-            point = self._update(model, optimizer, tensors, nodes, grammar, rows, _config)
-            self.curve.append({"update": float(update), **point})
-            yield {**point, GRADIENT_STEPS: float(len(plan))}
-            if point["loss/kl_base"] > self.training.kl_ceiling:
-                break
-        self._save(model, tokenizer, optimizer, parent)
+        while len(progress.passes) < len(plan) and progress.over is None:
+            number = len(progress.passes)
+            for rows in plan[number]:
+                done = len(progress.curve)
+                for group in optimizer.param_groups:
+                    group["lr"] = config.learning_rate * _schedule(done, updates, self.training.warm_up)
+                point = learner.update(optimizer, rows)
+                progress.curve.append({"update": float(done), "pass": float(number), **point})
+                yield {**point, GRADIENT_STEPS: float(updates)}
+            gain = learner.gain(held_out) if held_out else None
+            progress.end_pass(model, optimizer, gain, self.training.limits)
+            progress.keep(self._kept, model, optimizer)
+        self._save(model, tokenizer, progress, parent)
+        shutil.rmtree(self._kept.parent)
 
-    def _plan(self, sequences: int) -> list[list[int]]:
-        """Rows of each update: every pass goes through all sequences in an order of its own."""
+    @property
+    def _kept(self) -> Path:
+        """Where a run of this batch keeps its progress until it is done."""
+        return Path(self.output_dir) / "unfinished" / self.batch_id / "progress.pt"
+
+    def _fingerprint(self, tensors: PackedTensors, learning_rate: float, experimental: dev.TrainConfig) -> str:
+        """What a run must agree in to go on where another stopped."""
+        content = hashlib.sha256()
+        for name in ("tokens", "logprobs", "advantages", "weights"):
+            content.update(tensors[name].numpy().tobytes())
+        terms = [self.parent_step, learning_rate, asdict(self.training), dict(experimental)]
+        return hashlib.sha256(json.dumps([content.hexdigest(), *terms], default=str).encode()).hexdigest()
+
+    def _plan(self, held_out: torch.Tensor) -> list[list[list[int]]]:
+        """Rows of each update of each pass: every pass goes through all that is learnt from, in an order of its own."""
         rng = np.random.default_rng(int.from_bytes(self.batch_id.encode()[-8:] or b"0", "big"))
-        size = min(self.training.sequences, sequences)
-        updates = max(sequences // size, 1)
+        rows = (~held_out).nonzero()[:, 0].numpy()
+        updates = max(len(rows) // self.training.sequences, 1)
         return [
-            part.tolist()
+            [part.tolist() for part in np.array_split(rng.permutation(rows), updates)]
             for _ in range(self.training.passes)
-            for part in np.array_split(rng.permutation(sequences), updates)
         ]
 
-    def _update(
-        self,
-        model: Any,
-        optimizer: torch.optim.Optimizer,
-        tensors: PackedTensors,
-        nodes: torch.Tensor,
-        grammar: Grammar | None,
-        rows: list[int],
-        experimental: dev.TrainConfig,
-    ) -> dict[str, float]:
-        began = time.perf_counter()
-        allowed = torch.from_numpy(grammar.allowed) if grammar is not None else None
-        spoken_total = float(tensors["assistant_mask"][rows].sum())
-        optimizer.zero_grad()
-        sums = dict.fromkeys(("policy", "entropy", "kl", "clipped", "ratio"), 0.0)
-        for start in range(0, len(rows), self.training.micro_batch):
-            part = rows[start : start + self.training.micro_batch]
-            inputs: Any = {k: v[part] for k, v in tensors.items() if isinstance(v, torch.Tensor)}
-            width = int(inputs["assistant_mask"].any(0).nonzero().max()) + 1
-            inputs = {k: v[:, :width] for k, v in inputs.items()}
-            mask = tree_mask(inputs["group_ids"], inputs["parent_ids"])
-            logprobs, entropy = masked_logprobs(
-                model, inputs["tokens"], nodes[part][:, :width], allowed, mask, inputs["input_pos"]
-            )
-            pad = torch.zeros((len(part), 1))
-            new, entropy = torch.cat([logprobs, pad], 1), torch.cat([entropy, pad], 1)
-            loss = loss_fn(inputs, new, None, None, experimental, reduction="sum")
-            (loss.policy_loss_sum / spoken_total).backward()
-            with torch.no_grad():
-                spoken = shift_tensor(inputs["assistant_mask"], False)
-                gap = (new.detach() - shift_tensor(inputs["logprobs"], 0.0))[spoken]
-                ratio = gap.exp()
-                sums["policy"] += float(loss.policy_loss_sum.detach())
-                sums["entropy"] += float(entropy.detach()[spoken].sum())
-                sums["kl"] += float((ratio - 1 - gap).sum())
-                sums["clipped"] += float(((ratio < 0.8) | (ratio > 1.2)).sum())
-                sums["ratio"] += float(ratio.sum())
-        norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), self.training.max_grad_norm))
-        if not math.isfinite(norm):
-            raise FloatingPointError(f"the gradient norm of {self.batch_id} is {norm}; no checkpoint is written")
-        optimizer.step()
-        return {
-            "loss/train": sums["policy"] / spoken_total,
-            "loss/entropy": sums["entropy"] / spoken_total,
-            "loss/kl_base": sums["kl"] / spoken_total,
-            "loss/clip_fraction": sums["clipped"] / spoken_total,
-            "loss/importance_ratio": sums["ratio"] / spoken_total,
-            "loss/grad_norm": norm,
-            "data/tokens": float(sum(int(tensors["input_pos"][row].max()) + 1 for row in rows)),
-            "time/update_s": time.perf_counter() - began,
-        }
-
-    def _save(self, model: Any, tokenizer: Any, optimizer: torch.optim.Optimizer, parent: Path) -> None:
-        """Write the next step beside its parent, whole or not at all."""
+    def _save(self, model: Any, tokenizer: Any, progress: Progress, parent: Path) -> None:
+        """Write the best pass as the next step, whole or not at all."""
+        assert progress.best is not None
+        model.load_state_dict(progress.best["model"])
         target = self.checkpoint(self.steps()[-1] + 1)
         partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
         try:
@@ -249,8 +237,15 @@ class CpuService:
             tokenizer.save_pretrained(partial)
             if (parent / "grammar.json").is_file():
                 shutil.copy(parent / "grammar.json", partial)
-            torch.save(optimizer.state_dict(), partial / "optimizer.pt")
-            record = {"batch_id": self.batch_id, "parent_step": int(parent.name), "curve": self.curve}
+            torch.save(progress.best["optimizer"], partial / "optimizer.pt")
+            record = {
+                "batch_id": self.batch_id,
+                "parent_step": int(parent.name),
+                "curve": progress.curve,
+                "passes": progress.passes,
+                "best_pass": progress.best["pass"],
+                "stopped": progress.over,
+            }
             (partial / "training.json").write_text(json.dumps(record), encoding="utf-8")
             partial.chmod(0o755)
             os.replace(partial, target)
@@ -258,39 +253,6 @@ class CpuService:
             shutil.rmtree(partial, ignore_errors=True)
 
 
-def grammar_nodes(tensors: PackedTensors, grammar: Grammar | None) -> torch.Tensor:
-    """int64 (sequences, length): the grammar node before each spoken token (0 without a grammar), -1 elsewhere.
-
-    Raises ValueError where a recorded token is not one the grammar allows.
-    """
-    spoken = tensors["assistant_mask"].numpy()
-    nodes = np.where(spoken, 0, -1).astype(np.int64)
-    if grammar is None:
-        return torch.from_numpy(nodes)
-    tokens, groups = tensors["tokens"].numpy(), tensors["group_ids"].numpy()
-    for row in range(len(tokens)):
-        node = 0
-        for place in np.flatnonzero(spoken[row]):
-            if place == 0 or not spoken[row, place - 1] or groups[row, place] != groups[row, place - 1]:
-                node = 0
-            nodes[row, place] = node
-            node = int(grammar.following[node, tokens[row, place]])
-            if node < 0:
-                raise ValueError(f"packed sequence {row} holds a token at {place} that the grammar does not allow")
-    return torch.from_numpy(nodes)
-
-
-def tree_mask(group_ids: torch.Tensor, parent_ids: torch.Tensor) -> torch.Tensor | None:
-    """bool (sequences, 1, length, length), True where a query may look: its own group or its group's shared prompt.
-
-    None where every sequence holds one trajectory, which plain causal attention serves faster.
-    """
-    real = parent_ids[:, :1]
-    alone = (group_ids == group_ids[:, -1:]) | (group_ids == real)
-    if bool(alone.all()):
-        return None
-    length = group_ids.shape[1]
-    same = group_ids[:, :, None] == group_ids[:, None, :]
-    prompt = parent_ids[:, :, None] == group_ids[:, None, :]
-    causal = torch.ones((length, length), dtype=torch.bool).tril()
-    return ((same | prompt) & causal)[:, None]
+def _schedule(done: int, updates: int, warm_up: int) -> float:
+    """Factor of the learning rate: a linear rise, then a cosine that ends at nothing."""
+    return min(1.0, (done + 1) / max(warm_up, 1)) * 0.5 * (1.0 + math.cos(math.pi * done / updates))

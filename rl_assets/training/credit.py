@@ -13,32 +13,62 @@ plain GRPO: k = 0, every step alike.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from art.preprocessing.pack import PackedTensors
 
 from rl_assets.episodes import Episode
-from rl_assets.training.manifest import Manifest
-
-StepAdvantages = dict[bytes, np.ndarray]
-"""From what was said (see `spoken_key`) to the advantage of each step, float64 (steps,)."""
+from rl_assets.training.manifest import Manifest, ManifestGroup
+from rl_assets.training.packed import trajectories
 
 
-def step_advantages(manifest: Manifest, episodes: Mapping[str, Episode]) -> StepAdvantages:
-    """Advantages per step of every episode whose group has credits for all steps; other groups are left out."""
-    advantages: StepAdvantages = {}
+@dataclass(frozen=True)
+class Note:
+    """What the trainer knows of a trajectory beside ART's tensors, per step.
+
+    advantages: float64 (steps,). trades, invalid: bool (steps,), whether the step was an order, and whether it was
+    refused. held_out: nothing is learnt from it; it tells when to stop.
+    """
+
+    advantages: np.ndarray
+    trades: np.ndarray
+    invalid: np.ndarray
+    held_out: bool
+
+
+Notes = Mapping[bytes, Note]
+"""From what was said (see `spoken_key`) to what is known of it."""
+
+
+@dataclass(frozen=True)
+class Marks:
+    """Notes, laid over packed tensors. trades, invalid: bool (sequences, length), true at all tokens of such an answer.
+    held_out: bool (sequences,)."""
+
+    trades: torch.Tensor
+    invalid: torch.Tensor
+    held_out: torch.Tensor
+
+
+def take_notes(manifest: Manifest, episodes: Mapping[str, Episode], holdout: float) -> dict[bytes, Note]:
+    """A note on every episode of a manifest. holdout: the share of snapshots (of groups, in live play) to learn nothing
+    from; which ones follows from their names."""
+    notes: dict[bytes, Note] = {}
+    apart = _apart(manifest, episodes, holdout)
     for group in manifest.groups:
         members = [episodes[i] for i in group.trajectory_ids]
-        credits = [[step.credit for step in member.steps] for member in members]
-        if len({len(c) for c in credits}) != 1 or any(c is None for row in credits for c in row):
-            continue
-        spread = redistribute(np.array(group.rewards), np.array(credits, dtype=float))
-        for member, row in zip(members, spread, strict=True):
+        for member, advantages in zip(members, _advantages(group, members), strict=True):
             tokens = [t for step in member.steps for t in step.token_ids]
             logprobs = [p for step in member.steps for p in step.logprobs]
-            advantages[spoken_key(np.array(tokens), np.array(logprobs))] = row
-    return advantages
+            notes[spoken_key(np.array(tokens), np.array(logprobs))] = Note(
+                advantages=advantages,
+                trades=np.array([step.action.get("do", "hold") != "hold" for step in member.steps]),
+                invalid=np.array([not step.valid for step in member.steps]),
+                held_out=_common(group, member) in apart,
+            )
+    return notes
 
 
 def redistribute(rewards: np.ndarray, credits: np.ndarray) -> np.ndarray:
@@ -60,23 +90,47 @@ def spoken_key(tokens: np.ndarray, logprobs: np.ndarray) -> bytes:
     return tokens.astype(np.int64).tobytes() + logprobs.astype(np.float32).tobytes()
 
 
-def spread_advantages(tensors: PackedTensors, advantages: StepAdvantages) -> None:
-    """Replace, in place, one advantage per trajectory by one per step, in ART's scale: mean |advantage * weight| is 1.
+def lay_over(tensors: PackedTensors, notes: Notes) -> Marks:
+    """Replace, in place, ART's one advantage per trajectory by one per step, and return the other notes.
 
-    Raises KeyError where a packed trajectory has no entry although others of its batch have.
+    The scale is ART's: over what is learnt from, the mean of |advantage * weight| is 1.
+
+    Raises KeyError where a packed trajectory has no note.
     """
-    if not advantages:
-        return
-    spoken = tensors["assistant_mask"].numpy()
+    shape = tensors["tokens"].shape
     tokens, logprobs = tensors["tokens"].numpy(), tensors["logprobs"].numpy()
-    groups, target = tensors["group_ids"].numpy(), np.zeros(spoken.shape)
-    for row in range(len(tokens)):
-        places = np.flatnonzero(spoken[row])
-        for group in np.unique(groups[row, places]):
-            own = places[groups[row, places] == group]
-            steps = np.concatenate([[0], np.cumsum(np.diff(own) != 1)])
-            target[row, own] = advantages[spoken_key(tokens[row, own], logprobs[row, own])][steps]
-    mask = tensors["assistant_mask"]
-    values = torch.from_numpy(target).float()
-    values[mask] /= (values[mask].abs() * tensors["weights"][mask]).mean()
-    tensors["advantages"] = values
+    advantages, trades, invalid = np.zeros(shape), np.zeros(shape, bool), np.zeros(shape, bool)
+    held_out = np.zeros(shape[0], bool)
+    for row, places in trajectories(tensors):
+        note = notes[spoken_key(tokens[row, places], logprobs[row, places])]
+        steps = np.concatenate([[0], np.cumsum(np.diff(places) != 1)])
+        advantages[row, places] = note.advantages[steps]
+        trades[row, places] = note.trades[steps]
+        invalid[row, places] = note.invalid[steps]
+        held_out[row] |= note.held_out
+    values, weights = torch.from_numpy(advantages).float(), tensors["weights"]
+    learnt = tensors["assistant_mask"] & ~torch.from_numpy(held_out)[:, None]
+    scale = (values[learnt].abs() * weights[learnt]).mean()
+    tensors["advantages"] = values / scale if scale > 0 else values
+    return Marks(torch.from_numpy(trades), torch.from_numpy(invalid), torch.from_numpy(held_out))
+
+
+def _advantages(group: ManifestGroup, members: list[Episode]) -> list[np.ndarray]:
+    """float64 (steps,) per member: by credit where all steps have one, else its advantage in equal parts."""
+    rewards = np.array(group.rewards)
+    credits = [[step.credit for step in member.steps] for member in members]
+    if len({len(row) for row in credits}) == 1 and all(c is not None for row in credits for c in row):
+        return list(redistribute(rewards, np.array(credits, dtype=float)))
+    steps = [len(member.steps) for member in members]
+    return [np.full(n, a / n) for n, a in zip(steps, rewards - rewards.mean(), strict=True)]
+
+
+def _apart(manifest: Manifest, episodes: Mapping[str, Episode], holdout: float) -> set[str]:
+    common = sorted({_common(group, episodes[group.trajectory_ids[0]]) for group in manifest.groups})
+    count = round(len(common) * holdout)
+    return set(np.random.default_rng(len(common)).permutation(common)[:count].tolist()) if count else set()
+
+
+def _common(group: ManifestGroup, member: Episode) -> str:
+    """What ties episodes together: luck on a snapshot is shared by all who play it."""
+    return member.snapshot_id or group.group_id

@@ -21,8 +21,8 @@ class ManifestGroup:
 
 @dataclass(frozen=True)
 class Manifest:
-    """One batch. base_step: the step that played its episodes. judgement_sets: the append-only sets its rewards are from.
-    windows: hours (UTC) its episodes were recorded in."""
+    """One batch. base_step: the step that it trains on top of. judgement_sets: the append-only sets its rewards are
+    from. windows: hours (UTC) its episodes were recorded in."""
 
     batch_id: str
     model_line: str
@@ -62,12 +62,18 @@ class Manifest:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise MalformedInput(f"the manifest lacks or garbles {error}; restore it from the ledger") from error
-        ids = manifest.trajectory_ids
+        manifest.check()
+        return manifest
+
+    def check(self) -> None:
+        """Raise MalformedInput unless every trajectory is named once, with one reward in [0, 1]."""
+        ids = self.trajectory_ids
+        if not ids:
+            raise MalformedInput(f"manifest {self.batch_id} names no trajectory; free the batch and claim it again")
         if len(set(ids)) != len(ids):
-            raise MalformedInput(f"manifest {manifest.batch_id} names a trajectory twice; restore it from the ledger")
-        for group in manifest.groups:
+            raise MalformedInput(f"manifest {self.batch_id} names a trajectory twice; restore it from the ledger")
+        for group in self.groups:
             if len(group.rewards) != len(group.trajectory_ids) or not all(
                 math.isfinite(r) and 0.0 <= r <= 1.0 for r in group.rewards
             ):
-                raise MalformedInput(f"group {group.group_id} of {manifest.batch_id} lacks a reward in [0, 1]; re-judge it")
-        return manifest
+                raise MalformedInput(f"group {group.group_id} of {self.batch_id} lacks a reward in [0, 1]; re-judge it")

@@ -18,10 +18,11 @@ import numpy as np
 from rl_assets.episodes import Episode
 from rl_assets.errors import MalformedInput, MissingCheckpoint
 from rl_assets.registry.checkpoints import checkpoint_digest
-from rl_assets.training.codec import to_groups
+from rl_assets.training.codec import staleness, to_groups
 from rl_assets.training.cpu import CpuBackend, CpuTraining
-from rl_assets.training.credit import StepAdvantages, step_advantages
+from rl_assets.training.credit import Notes, take_notes
 from rl_assets.training.manifest import Manifest
+from rl_assets.training.result import TrainingResult
 
 PROJECT = "rl-assets"
 _log = logging.getLogger(__name__)
@@ -29,28 +30,15 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Grpo:
-    """learning_rate: AdamW's. epsilon: how far an importance ratio may leave 1 before PPO clips it. cpu: what only the
-    CPU backend knows. Advantages are rewards less their group's mean, without scaling by the group's spread."""
+    """learning_rate: AdamW's. epsilon, epsilon_high: how far an importance ratio may fall under and rise above 1 before
+    PPO clips it; wide, since a batch is all that a step learns from. most_stale: policy steps that an episode may be
+    behind. cpu: what only the CPU backend knows. Advantages are not scaled by their group's spread."""
 
     learning_rate: float = 1e-3
-    epsilon: float = 0.2
+    epsilon: float = 0.7
+    epsilon_high: float = 2.0
+    most_stale: int = 0
     cpu: CpuTraining = field(default_factory=CpuTraining)
-
-
-@dataclass(frozen=True)
-class TrainingResult:
-    """step: the new checkpoint's. metrics: means over updates. curve: one point per update. seconds: wall time."""
-
-    batch_id: str
-    model_line: str
-    base_step: int
-    step: int
-    checkpoint_path: Path
-    checkpoint_digest: str
-    metrics: dict[str, float]
-    curve: list[dict[str, float]]
-    seconds: float
-    backend: str
 
 
 class GRPOTrainingService:
@@ -71,38 +59,45 @@ class GRPOTrainingService:
     def train(self, manifest: Manifest, episodes: Mapping[str, Episode]) -> TrainingResult:
         """One step of GRPO from `manifest.base_step` on exactly the manifest's episodes.
 
-        Raises MalformedInput where episodes are missing, stale or without logprobs, and MissingCheckpoint where the base
-        step is gone. Nothing is written then.
+        Raises MalformedInput where episodes are missing, stale or without logprobs or no rewards differ,
+        MissingCheckpoint where the base step is gone, and CollapsedPolicy where a limit of training is passed. No
+        checkpoint is written then. A run that was killed goes on after the last pass that it finished.
         """
         if manifest.model_line != self.model_line:
-            raise MalformedInput(f"{manifest.batch_id} is of line {manifest.model_line}, this service trains {self.model_line}")
+            raise MalformedInput(
+                f"{manifest.batch_id} is of line {manifest.model_line} and this service trains {self.model_line}; "
+                "give it to the service of its line"
+            )
+        manifest.check()
         saved = self._saved(manifest.batch_id)
         if saved is not None:
             _log.info("batch %s is trained already: step %d", manifest.batch_id, saved)
-            return self._result(manifest, saved, {}, 0.0)
-        if not (self.checkpoint(manifest.base_step) / "config.json").is_file():
+            return self._result(manifest, saved, 0.0)
+        base = self.checkpoint(manifest.base_step)
+        if not (base / "config.json").is_file():
             raise MissingCheckpoint(
-                f"checkpoint {self.checkpoint(manifest.base_step)} of step {manifest.base_step} is missing; restore it, or "
-                "roll back to a kept step and free the batch"
+                f"checkpoint {base} is missing; restore it, or roll back to a kept step and free the batch"
             )
-        groups = to_groups(manifest, episodes)
-        longest = max(
-            episodes[i].steps[-1].prompt_tokens + len(episodes[i].steps[-1].token_ids) for i in manifest.trajectory_ids
-        )
-        began = time.perf_counter()
-        metrics = asyncio.run(self._train(manifest, groups, step_advantages(manifest, episodes), longest))
-        step = self._saved(manifest.batch_id)
-        if step is None:
+        groups = to_groups(manifest, episodes, self.grpo.most_stale)
+        if all(len(set(group.rewards)) == 1 for group in manifest.groups):
             raise MalformedInput(
                 f"{manifest.batch_id} holds nothing to learn from: in no group do rewards differ; free it and re-judge"
             )
-        return self._result(manifest, step, metrics, time.perf_counter() - began)
+        notes = take_notes(manifest, episodes, self.grpo.cpu.holdout)
+        members = [episodes[i] for i in manifest.trajectory_ids]
+        longest = max(e.steps[-1].prompt_tokens + len(e.steps[-1].token_ids) for e in members)
+        began = time.perf_counter()
+        asyncio.run(self._train(manifest, groups, notes, longest))
+        step = self._saved(manifest.batch_id)
+        assert step is not None
+        stale = [staleness(manifest, episode) for episode in members]
+        measured = {"data/staleness": float(np.mean(stale)), "data/staleness_max": float(max(stale))}
+        return self._result(manifest, step, time.perf_counter() - began, measured)
 
     async def _train(
-        self, manifest: Manifest, groups: list[art.TrajectoryGroup], advantages: StepAdvantages, longest: int
-    ) -> dict[str, float]:
-        seed = int(manifest.batch_id.split("-")[-1][:8], 16) if manifest.batch_id.startswith("batch-") else 0
-        random.seed(seed)
+        self, manifest: Manifest, groups: list[art.TrajectoryGroup], notes: Notes, longest: int
+    ) -> None:
+        random.seed(manifest.batch_id)  # ART shuffles with the global generator
         model = art.TrainableModel(
             name=self.model_line, project=PROJECT, base_model=str(self.checkpoint(0)), base_path=str(self.art_path)
         )
@@ -112,19 +107,19 @@ class GRPOTrainingService:
             service = backend.service(model)
             service.parent_step = manifest.base_step
             service.batch_id = manifest.batch_id
-            service.step_advantages = advantages
-            result = await backend.train(
+            service.notes = notes
+            await backend.train(
                 model,
                 groups,
                 learning_rate=self.grpo.learning_rate,
                 loss_fn="ppo",
                 epsilon=self.grpo.epsilon,
+                epsilon_high=self.grpo.epsilon_high,
                 scale_rewards=False,
                 packed_sequence_length=longest + 1,
             )
         finally:
             await backend.close()
-        return {name: float(value) for name, value in result.metrics.items() if np.isfinite(value)}
 
     def _saved(self, batch_id: str) -> int | None:
         root = self.checkpoint(0).parent
@@ -138,11 +133,15 @@ class GRPOTrainingService:
         try:
             return json.loads(path.read_text(encoding="utf-8"))
         except json.JSONDecodeError as error:
-            raise MissingCheckpoint(f"{path} is damaged ({error}); restore the checkpoint or delete its directory") from error
+            raise MissingCheckpoint(
+                f"{path} is damaged ({error}); restore the checkpoint or delete its directory"
+            ) from error
 
-    def _result(self, manifest: Manifest, step: int, metrics: dict[str, float], seconds: float) -> TrainingResult:
+    def _result(
+        self, manifest: Manifest, step: int, seconds: float, measured: Mapping[str, float] | None = None
+    ) -> TrainingResult:
         path = self.checkpoint(step)
-        curve = self._record(path / "training.json")["curve"]
+        record = self._record(path / "training.json")
         return TrainingResult(
             batch_id=manifest.batch_id,
             model_line=self.model_line,
@@ -150,12 +149,16 @@ class GRPOTrainingService:
             step=step,
             checkpoint_path=path,
             checkpoint_digest=checkpoint_digest(path),
-            metrics=metrics or _means(curve),
-            curve=curve,
+            metrics={**_metrics(record), **(measured or {})},
+            curve=record["curve"],
             seconds=seconds,
             backend=self.backend_name,
         )
 
 
-def _means(curve: list[dict[str, float]]) -> dict[str, float]:
-    return {name: float(np.mean([point[name] for point in curve])) for name in curve[0]} if curve else {}
+def _metrics(record: Mapping[str, Any]) -> dict[str, float]:
+    """Means over updates, and what is known of the passes."""
+    curve, passes = record["curve"], record["passes"]
+    means = {name: float(np.mean([point[name] for point in curve])) for name in curve[0] if "/" in name}
+    gains = {f"held_out/gain_pass_{n + 1}": p["held_out_gain"] for n, p in enumerate(passes) if "held_out_gain" in p}
+    return {**means, **gains, "data/passes": float(len(passes)), "data/best_pass": float(record["best_pass"] + 1)}
