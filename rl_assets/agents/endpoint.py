@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from openai import AsyncOpenAI, OpenAIError
 from openai.types.chat import ChatCompletion
 
-from rl_assets.agents.remote import Begin, NoAnswer
+from rl_assets.agents.remote import Begin, NoAnswer, as_text
 from rl_assets.agents.reply import Reply
 from rl_assets.episodes import Policy, Sampling
 
@@ -132,7 +132,9 @@ def _read(response: object) -> Reply:
     tokens, logprobs = _logprobs(choice)
     used = getattr(response, "usage", None)
     count = getattr(used, "prompt_tokens", None)
-    return Reply(content or "", tokens, logprobs, count if isinstance(count, int) and 0 <= count < 2**31 else 0)
+    return Reply(
+        as_text(content or ""), tokens, logprobs, count if isinstance(count, int) and 0 <= count < 2**31 else 0
+    )
 
 
 def _logprobs(choice: Any) -> tuple[tuple[int, ...], tuple[float, ...]]:

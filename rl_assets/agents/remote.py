@@ -49,6 +49,11 @@ class RemoteAgent(Protocol):
         ...
 
 
+def as_text(said: str) -> str:
+    """What was said as it can be sent and kept: half of a surrogate pair is text to JSON, and to nobody else."""
+    return said.encode("utf-8", "replace").decode()
+
+
 async def converse(begin: Begin, world: World, player: Player, seed: int) -> Episode:
     """Play an evaluation to its end. Raises NoAnswer; nothing is kept of an episode that is not whole."""
     game = Game([world])
@@ -58,8 +63,6 @@ async def converse(begin: Begin, world: World, player: Player, seed: int) -> Epi
     while not game.engine.done:
         began = time.perf_counter()
         reply = await conversation.reply(game.observations()[0])
-        # Half of a surrogate pair is text to JSON, and to no file.
-        text = reply.text.encode("utf-8", "replace").decode()
-        game.take([replace(reply, text=text, latency_ms=round(1000 * (time.perf_counter() - began)))])
+        game.take([replace(reply, latency_ms=round(1000 * (time.perf_counter() - began)))])
     (episode,) = game.episodes([player], is_evaluation=True)
     return episode
