@@ -64,3 +64,39 @@ def test_tracking_is_off_unless_there_is_a_key():
     prepare_environment(with_key)
     assert without["WANDB_MODE"] == "disabled"
     assert "WANDB_MODE" not in with_key
+
+
+def test_a_model_makes_ruler_the_judge_and_its_key_is_never_shown():
+    env = {
+        "RULER_JUDGE_MODEL": "openai/qwen",
+        "RULER_JUDGE_BASE_URL": "http://127.0.0.1:8000/v1/",
+        "RULER_JUDGE_API_KEY": "k-123",
+        "RULER_JUDGE_DOLLARS_PER_DAY": "2.5",
+        "RULER_JUDGE_OUTCOME_WEIGHT": "0",
+    }
+    assert Settings.from_env({}).judge == "outcome"
+    settings = Settings.from_env(env)
+    assert settings.judge == "ruler"
+    assert (settings.ruler.model, settings.ruler.base_url) == ("openai/qwen", "http://127.0.0.1:8000/v1")
+    assert (settings.ruler.dollars_per_day, settings.ruler.outcome_weight, settings.ruler.passes) == (2.5, 0.0, 3)
+    assert "k-123" not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("RULER_JUDGE_PASSES", "0"),
+        ("RULER_JUDGE_PASSES", "6"),  # more than the passes where they disagree
+        ("RULER_JUDGE_OUTCOME_WEIGHT", "0.6"),
+        ("RULER_JUDGE_DOLLARS_PER_DAY", "nan"),
+        ("RULER_JUDGE_DOLLARS_PER_WINDOW", "-1"),
+        ("RULER_JUDGE_INPUT_PRICE", "1"),  # without the other price
+        ("RULER_JUDGE_TOKENS_PER_DAY", "1e6"),
+        ("RULER_JUDGE_BASE_URL", "localhost:8000"),
+        ("RULER_JUDGE_BASE_URL", "https://me:hunter2@judge/v1"),
+    ],
+)
+def test_a_setting_of_the_judge_that_cannot_be_used_is_named(name: str, value: str):
+    with pytest.raises(ConfigurationError, match=name) as raised:
+        Settings.from_env({name: value})
+    assert "hunter2" not in str(raised.value)

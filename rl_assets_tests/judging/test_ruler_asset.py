@@ -6,9 +6,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 import dagster as dg
+import psycopg
 import pytest
 
 from rl_assets.assets.rankings import judged_rankings
+from rl_assets.errors import ConfigurationError
 from rl_assets.resources import Database, Judge, Lake
 from rl_assets.store.database import connect
 from rl_assets.store.lake import write_episodes_parquet, write_table
@@ -86,3 +88,19 @@ def test_a_judge_that_praise_sways_is_an_alarm(
     result = judged(postgres_url, lake, Judge(model="openai/judge", base_url=server.url))
     assert checks(result)["praise_does_not_pay"] is False
     assert metadata(result)["not_trainable_by_reason"] == {"judge_canary": 1}
+
+
+def test_the_environment_chooses_the_judge_and_a_field_overrides_it(
+    conn: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+):
+    assert Judge().build(conn).name == "outcome"
+    monkeypatch.setenv("RULER_JUDGE_MODEL", "openai/of-the-environment")
+    monkeypatch.setenv("RULER_JUDGE_PASSES", "5")
+    assert Judge().build(conn).name == "ruler:openai/of-the-environment"
+    chosen = Judge(model="openai/mine", passes=1, outcome_weight=0.0).build(conn)
+    assert (chosen.name, chosen.criteria["passes"], chosen.criteria["outcome_weight"]) == ("ruler:openai/mine", 1, 0.0)
+    assert Judge(kind="outcome").build(conn).name == "outcome"
+    with pytest.raises(ConfigurationError, match="use `outcome` or `ruler`"):
+        Judge(kind="oracle").build(conn)
+    with pytest.raises(ConfigurationError, match="RULER_JUDGE_MOST_PASSES"):
+        Judge(passes=7).build(conn)
