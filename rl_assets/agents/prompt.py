@@ -12,7 +12,7 @@ import numpy as np
 
 from rl_assets.market.engine import Do, Engine, Orders
 from rl_assets.market.snapshot import WorldConfig
-from rl_assets.market.sources import SOURCES
+from rl_assets.market.sources import SOURCES, WIRE
 
 PROMPT_VERSION = "market-1"
 SIZES = (25, 50, 100)
@@ -41,6 +41,7 @@ def system_message(config: WorldConfig) -> str:
         lines.append(
             f"Perpetuals are long or short with {config.leverage}x leverage. The first number is the move since the start."
         )
+    lines += _rules_of_depth(config)
     lines += [
         "Sources post whether something is worth more or less than its price. Some know, some guess, some mislead.",
         'Answer each tick with one JSON action: {"do":"hold"} or {"market":"A","do":"buy_yes","size":50}.',
@@ -48,6 +49,22 @@ def system_message(config: WorldConfig) -> str:
         f"size: dollars, on a perpetual of margin. An invalid action costs ${config.breach_fee:.0f}.",
     ]
     return "\n".join(lines)
+
+
+def _rules_of_depth(config: WorldConfig) -> list[str]:
+    """What is true of this world and not of the plain one."""
+    lines = []
+    if config.common:
+        lines.append("What moves one market moves the others in part.")
+    if config.news_rate:
+        lines.append(f"@{WIRE.name} tells of a jump of a perpetual before it comes, and is mostly right.")
+    if config.channels:
+        prices = zip(config.channels, config.channel_prices, strict=True)
+        offers = ", ".join(f"{name} ${price:.0f}" if price else f"{name} free" for name, price in prices)
+        lines.append(f"Join to read what is said there ({offers}): {render(Do.JOIN, config.channels[0], 0)}.")
+    if config.post_influence:
+        lines.append(f"A post of yours sways the crowd for a while: {render(Do.POST_UP, 'A', 0)} or post_down.")
+    return lines
 
 
 def observations(engine: Engine) -> list[str]:
@@ -80,7 +97,20 @@ def observations(engine: Engine) -> list[str]:
             held = f" {'long' if units > 0 else 'short'} {value_perp[row, p]}" if units else " flat"
             parts.append(f"\n{names[config.markets + p]} {since_start[row, p]:+.1f}% {since_last[row, p]:+.1f}%{held}")
         texts.append("".join(parts) + posts[world[row]])
-    return texts
+    return [text + _whispers(engine, row) for row, text in enumerate(texts)] if config.channels else texts
+
+
+def _whispers(engine: Engine, row: int) -> str:
+    """Where an episode has joined, and what is said there now."""
+    inside = {name for name, joined in zip(engine.config.channels, engine.joined[row], strict=True) if joined}
+    names = engine.config.instruments
+    said = [
+        f"\n#{p.source} {'up' if p.up else 'down'} {names[p.instrument]}"
+        for p in engine.unique[engine.world[row]].whispers
+        if p.tick == engine.tick and p.source in inside
+    ]
+    joined = [name for name in engine.config.channels if name in inside]
+    return (f"\nin {' '.join(joined)}" if joined else "") + "".join(said)
 
 
 def render(do: Do, instrument: str, size: float) -> str:
@@ -89,13 +119,17 @@ def render(do: Do, instrument: str, size: float) -> str:
         return HOLD_TEXT
     if do == Do.CLOSE:
         return f'{{"market":"{instrument}","do":"close"}}'
+    if do == Do.JOIN:
+        return f'{{"chat":"{instrument}","do":"join"}}'
+    if do in (Do.POST_UP, Do.POST_DOWN):
+        return f'{{"market":"{instrument}","do":"{do.name.lower()}"}}'
     return f'{{"market":"{instrument}","do":"{do.name.lower()}","size":{size}}}'
 
 
 def render_orders(orders: Orders, config: WorldConfig) -> list[str]:
-    names = config.instruments
+    names, channels = config.instruments, config.channels
     return [
-        render(Do(int(do)), names[int(i)] if do else "", int(size))
+        render(Do(int(do)), (channels if do == Do.JOIN else names)[int(i)] if do else "", int(size))
         for do, i, size in zip(orders.do, orders.instrument, orders.size, strict=True)
     ]
 
@@ -107,7 +141,9 @@ def legal_actions(config: WorldConfig) -> list[str]:
         kinds = (Do.BUY_YES, Do.BUY_NO) if place < config.markets else (Do.LONG, Do.SHORT)
         texts += [render(do, name, size) for do in kinds for size in SIZES]
         texts.append(render(Do.CLOSE, name, 0))
-    return texts
+        if config.post_influence and place < config.markets:
+            texts += [render(Do.POST_UP, name, 0), render(Do.POST_DOWN, name, 0)]
+    return texts + [render(Do.JOIN, name, 0) for name in config.channels]
 
 
 def parse(response: str) -> dict[str, Any]:
@@ -122,7 +158,8 @@ def parse(response: str) -> dict[str, Any]:
     return action
 
 
-_DO = {do.name.lower(): do for do in Do if do != Do.INVALID}
+_DEEP = {do.name.lower(): do for do in (Do.JOIN, Do.POST_UP, Do.POST_DOWN)}
+_DO = {do.name.lower(): do for do in Do if do != Do.INVALID and do.name.lower() not in _DEEP}
 
 
 def to_orders(responses: list[str], config: WorldConfig) -> tuple[Orders, list[dict[str, Any]], list[str | None]]:
@@ -131,9 +168,10 @@ def to_orders(responses: list[str], config: WorldConfig) -> tuple[Orders, list[d
     do, instrument, size = np.full(n, Do.INVALID, np.int8), np.zeros(n, np.int16), np.zeros(n)
     actions: list[dict[str, Any]] = []
     errors: list[str | None] = []
+    deep = bool(config.channels or config.post_influence)
     for row, response in enumerate(responses):
-        cached = _read_action(response, config.instruments)
-        (do[row], instrument[row], size[row]), action, error = cached
+        read = _read_deep(response, config) if deep else None
+        (do[row], instrument[row], size[row]), action, error = read or _read_action(response, config.instruments)
         actions.append(dict(action))
         errors.append(error)
     return Orders(do, instrument, size), actions, errors
@@ -162,9 +200,26 @@ def _read_action(response: str, names: tuple[str, ...]) -> tuple[tuple[int, int,
     return (int(kind), place, float(size)), {"market": market, "do": kind.name.lower(), "size": size}, None
 
 
+def _read_deep(response: str, config: WorldConfig) -> tuple[tuple[int, int, float], dict[str, Any], str | None] | None:
+    """An action that only some worlds have, or None where the response holds another or none."""
+    try:
+        action = parse(response)
+    except ValueError:
+        return None
+    told = action.get("do")
+    kind = _DEEP.get(told) if isinstance(told, str) else None
+    if kind is None:
+        return None
+    field, names = ("chat", config.channels) if kind == Do.JOIN else ("market", config.instruments)
+    name = action.get(field)
+    if not isinstance(name, str) or name not in names:
+        return (int(Do.INVALID), 0, 0.0), {"do": told}, f"`{field}` is not one of this world"
+    return (int(kind), names.index(name), 0.0), {field: name, "do": told}, None
+
+
 def vocabulary() -> list[str]:
     """Pieces of text that the format is made of, for a tokenizer of the domain. Order is fixed."""
-    from rl_assets.market.snapshot import MARKET_NAMES, PERP_NAMES
+    from rl_assets.market.config import MARKET_NAMES, PERP_NAMES
 
     names = MARKET_NAMES + PERP_NAMES
     pieces = [f"t {tick}" for tick in range(1, 25)] + [" cash", " flat", " yes", " no", " long", " short"]

@@ -18,14 +18,14 @@ from rl_assets.market.exchange import engine_for
 from rl_assets.market.generate import generate
 from rl_assets.market.metrics import Interval, cluster_interval
 from rl_assets.market.snapshot import LATENT_UNIT, PRICE_UNIT, Snapshot, Truth, parse_snapshot
-from rl_assets.market.sources import SOURCES
+from rl_assets.market.sources import SOURCES, WIRE
 
 World = tuple[Snapshot, Truth]
 
 LEAST_DAYS = 8
 """Market days under which intervals over days say too little for a verdict on skill."""
 PUBLIC_KEYS = frozenset(
-    ("format", "split", "seed", "day", "config", "crowd", "perp", "funding", "posts", "truth_digest")
+    ("format", "split", "seed", "day", "config", "crowd", "perp", "funding", "posts", "truth_digest", "whispers")
 )
 NEAR_HOLD = 0.15
 """Share of the oracle's profit within which random play must stay of not playing."""
@@ -60,7 +60,7 @@ def audit_snapshot(snapshot: Snapshot, truth: Truth) -> list[Check]:
         _regenerates(snapshot, truth),
         _bound(snapshot, truth),
         _shaped(snapshot, truth, public),
-        _quantised(public),
+        _quantised(snapshot, public),
         _without_truth(snapshot, truth),
     ]
 
@@ -154,20 +154,20 @@ def _shaped(snapshot: Snapshot, truth: Truth, public: dict[str, Any]) -> Check:
     return Check("shapes", not wrong, "; ".join(wrong) or "all arrays have the shapes of the configuration")
 
 
-def _quantised(public: dict[str, Any]) -> Check:
+def _quantised(snapshot: Snapshot, public: dict[str, Any]) -> Check:
     """Outside the configuration only small whole numbers, posts of known sources and the digest are public.
 
     A raw draw has 53 bits and the generator's state 128; neither fits into any of these.
     """
-    names = {source.name for source in SOURCES}
-    odd = sorted(
-        set(public) - {"format", "split", "seed", "day", "config", "crowd", "perp", "funding", "posts", "truth_digest"}
-    )
+    speakers = {"posts": {source.name for source in (*SOURCES, WIRE)}, "whispers": set(snapshot.config.channels)}
+    odd = sorted(set(public) - PUBLIC_KEYS)
     for name in ("crowd", "perp", "funding"):
         if any(type(value) is not int or abs(value) >= 2**31 for row in public[name] for value in row):
             odd.append(name)
-    if any([type(part) for part in post] != [int, int, str, bool] or post[2] not in names for post in public["posts"]):
-        odd.append("posts")
+    for name, known in speakers.items():
+        posts = public.get(name, ())
+        if any([type(part) for part in post] != [int, int, str, bool] or post[2] not in known for post in posts):
+            odd.append(name)
     found = f"{', '.join(odd)} hold more than that" if odd else "nothing else is there"
     return Check(
         "quantised", not odd, f"public are whole numbers in units of the market and posts of known sources; {found}"

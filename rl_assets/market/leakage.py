@@ -12,7 +12,8 @@ from itertools import pairwise
 import numpy as np
 
 from rl_assets.market.audit import Check, World
-from rl_assets.market.sources import RELIABILITY, SOURCES
+from rl_assets.market.snapshot import Post, Snapshot, Truth
+from rl_assets.market.sources import CHATS, PAID_SOURCES, RELIABILITY, SOURCES, WIRE
 
 LEAST_WORLDS = 200
 """Snapshots under which a leak cannot be told from chance."""
@@ -20,7 +21,8 @@ SURE = 4.0
 """Standard errors beyond which a deviation is a fault; chance gives that once in 16,000 looks."""
 PRICE_TELLS = 0.02
 """Accuracy that the crowd's own noise may add to what the sources tell: a price above its belief tends to come back."""
-_NAMES = [source.name for source in SOURCES]
+_NAMES = [source.name for source in (*SOURCES, *CHATS, *PAID_SOURCES)]
+"""Who tells where values go. The wire tells of jumps, which is another thing."""
 _LATE = {source.name for source in SOURCES if source.late}
 
 
@@ -60,7 +62,7 @@ def _sources(worlds: Sequence[World]) -> list[Check]:
         markets, last = snapshot.config.markets, snapshot.config.ticks
         price = np.concatenate([_logit(snapshot.crowd_prices()), 20.0 * np.log(snapshot.perp_prices())], axis=1)
         value = np.concatenate([_logit(truth.latents()), 20.0 * np.log(truth.fairs())], axis=1)
-        for post in snapshot.posts:
+        for post in _told(snapshot):
             path, t = price[:, post.instrument], post.tick
             up = value[min(t + snapshot.config.horizon, last), post.instrument] > path[t]
             told = np.zeros(len(_NAMES))
@@ -109,7 +111,7 @@ def _outcomes(worlds: Sequence[World]) -> list[Check]:
         path = _logit(prices)
         for market in range(snapshot.config.markets):
             told = np.zeros((2, len(_NAMES)))
-            for post in snapshot.posts:
+            for post in _told(snapshot):
                 if post.instrument == market:
                     told[int(2 * post.tick >= snapshot.n_ticks), _NAMES.index(post.source)] += 1.0 if post.up else -1.0
             c = path[:, market]
@@ -181,7 +183,11 @@ def _adjacent(worlds: Sequence[World]) -> Check:
     )
 
 
-def _signed(snapshot, truth) -> list[float]:
+def _told(snapshot: Snapshot) -> list[Post]:
+    return [post for post in (*snapshot.posts, *snapshot.whispers) if post.source != WIRE.name]
+
+
+def _signed(snapshot: Snapshot, truth: Truth) -> list[float]:
     odds, prices = _logit(snapshot.crowd_prices()), np.log(snapshot.perp_prices())
     up = [1.0 if post.up else -1.0 for post in snapshot.posts]
     return [
