@@ -173,7 +173,6 @@ class Engine:
         self._drift()
         liquidated = self._fund_and_liquidate()
         self.breaches += liquidated
-        self.earlier_prices = self.prices
         self.equity = self._mark()
         self.peak = np.maximum(self.peak, self.equity)
         self.max_drawdown = np.maximum(self.max_drawdown, self.peak - self.equity)

@@ -236,3 +236,14 @@ def test_an_engine_says_what_it_cannot_play():
     engine, _ = played(DEFAULT, [(Do.HOLD, 0, 0.0)] * DEFAULT.ticks)
     with pytest.raises(ValueError, match="over"):
         engine.step(Orders.hold(1))
+
+
+def test_an_agent_sees_by_how_much_each_price_has_moved():
+    engine = Engine([generate("train", seed)[0] for seed in range(20)])
+    changes = []
+    while not engine.done:
+        before = engine.prices
+        engine.step(Orders.hold(engine.n))
+        np.testing.assert_array_equal(engine.earlier_prices, before)
+        changes.append(engine.prices - engine.earlier_prices)
+    assert np.abs(changes).max() > 0.01
