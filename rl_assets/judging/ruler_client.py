@@ -35,7 +35,7 @@ MOST_WAIT_SECONDS = 60.0
 """A judge that asks for a longer wait is out of reach for now."""
 GIVE_UP_AFTER = 3
 """Requests in a row that had no answer in any of their attempts; then no more are sent in this run."""
-BYTES_PER_TOKEN = 2.0
+BYTES_PER_TOKEN = 1.6
 """Prompts of numbers and JSON have at least so many: an estimate on the careful side, for what is reserved."""
 _PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 _LIMITS = {

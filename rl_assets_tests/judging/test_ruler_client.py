@@ -8,12 +8,16 @@ from typing import Any
 import psycopg
 import pytest
 
+from rl_assets.agents.runner import Assignment, ReferenceAgent, play
 from rl_assets.errors import ConfigurationError
 from rl_assets.judging import ruler_client
 from rl_assets.judging.ruler import RulerJudge
 from rl_assets.judging.ruler_answer import JudgeFailure, Scored
 from rl_assets.judging.ruler_client import JudgeClient
-from rl_assets.judging.ruler_prompt import Question
+from rl_assets.judging.ruler_prompt import RUBRIC, Question, question_seed, questions
+from rl_assets.judging.ruler_view import view
+from rl_assets.market.generate import generate
+from rl_assets.store.episodes import new_trajectory_ids
 from rl_assets.store.judge_calls import spent
 from rl_assets_tests.judging import judge_server as modes
 from rl_assets_tests.judging.judge_server import Asked, LoopbackJudge, Reply
@@ -91,7 +95,7 @@ def test_a_judge_that_hangs_is_given_up_and_counted_as_if_it_had_answered(
     assert isinstance(failure, JudgeFailure)
     assert str(failure) == "the judge is out of reach (no answer after 2 attempts)"
     assert len(server.calls) == 2
-    estimate = sum(len(message["content"]) for message in question().messages) // 2
+    estimate = int(sum(len(message["content"]) for message in question().messages) / ruler_client.BYTES_PER_TOKEN)
     assert spent(conn, WINDOW).window_tokens == 2 * estimate
 
 
@@ -199,6 +203,20 @@ def test_a_key_of_the_environment_does_not_go_to_a_server_of_ones_own(
     ask(JudgeClient(settings(server, api_key=None, model="Qwen/Qwen3-32B"), conn), question())
     assert server.keys == ["Bearer none"]
     assert server.calls[0]["model"] == "Qwen/Qwen3-32B"
+
+
+def test_what_is_reserved_for_a_prompt_of_this_market_is_not_too_little():
+    import litellm
+
+    worlds = [generate("train", 5)]
+    members = play([Assignment(ReferenceAgent("random"), "agent", 8)], worlds, seed=1, new_ids=new_trajectory_ids)
+    seen = view(members, characters=10**6)
+    assert seen is not None
+    names = [member.trajectory_id for member in members]
+    (asked,) = questions(question_seed("g", names, seen), names, seen, 1, 1, RUBRIC)
+    reserved = sum(len(message["content"].encode()) for message in asked.messages) / ruler_client.BYTES_PER_TOKEN
+    for model in ("gpt-4", "gpt-4o"):
+        assert litellm.token_counter(model=model, messages=list(asked.messages)) < reserved
 
 
 def test_without_a_model_there_is_no_judge(conn: psycopg.Connection, server: LoopbackJudge):
