@@ -23,6 +23,10 @@ from rl_assets.episodes import Episode
 from rl_assets.training.manifest import Manifest, ManifestGroup
 from rl_assets.training.packed import trajectories
 
+LARGEST = 1.0
+"""Times the mean |advantage| that one step may count. Money has heavy tails: without a bound a few leveraged positions
+that were lucky outweigh hundreds of sound decisions."""
+
 
 @dataclass(frozen=True)
 class Note:
@@ -93,7 +97,8 @@ def spoken_key(tokens: np.ndarray, logprobs: np.ndarray) -> bytes:
 def lay_over(tensors: PackedTensors, notes: Notes) -> Marks:
     """Replace, in place, ART's one advantage per trajectory by one per step, and return the other notes.
 
-    The scale is ART's: over what is learnt from, the mean of |advantage * weight| is 1.
+    None is larger than LARGEST times the mean one. The scale is ART's: over what is learnt from, the mean of
+    |advantage * weight| is 1.
 
     Raises KeyError where a packed trajectory has no note.
     """
@@ -110,6 +115,8 @@ def lay_over(tensors: PackedTensors, notes: Notes) -> Marks:
         held_out[row] |= note.held_out
     values, weights = torch.from_numpy(advantages).float(), tensors["weights"]
     learnt = tensors["assistant_mask"] & ~torch.from_numpy(held_out)[:, None]
+    most = LARGEST * float(values[learnt].abs().mean())
+    values = values.clamp(-most, most)
     scale = (values[learnt].abs() * weights[learnt]).mean()
     tensors["advantages"] = values / scale if scale > 0 else values
     return Marks(torch.from_numpy(trades), torch.from_numpy(invalid), torch.from_numpy(held_out))
