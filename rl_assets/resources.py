@@ -5,7 +5,7 @@ definitions are loaded: a bad variable then fails the tick or the run that needs
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
@@ -14,13 +14,16 @@ from typing import TYPE_CHECKING
 import dagster as dg
 from pydantic import Field
 
-from rl_assets.settings import RulerSettings, Settings
+from rl_assets.settings import MODEL_LINES, RulerSettings, Settings
 
 if TYPE_CHECKING:
     import psycopg
 
     from rl_assets.judging import Judge as JudgeProtocol
-    from rl_assets.training.service import GRPOTrainingService, TrainingResult
+    from rl_assets.training.base import BasePolicy
+    from rl_assets.training.result import TrainingResult
+    from rl_assets.training.serverless import RemoteBase, ServerlessTrainingService
+    from rl_assets.training.service import GRPOTrainingService
 
 
 class Database(dg.ConfigurableResource):
@@ -134,7 +137,9 @@ class Trainer(dg.ConfigurableResource):
     """Which model line is trained, where, and from how many fresh episodes on."""
 
     backend: str = Field(
-        default="", description="ART backend. `cpu` trains with torch in this process. Empty: the environment's."
+        default="",
+        description="ART backend. `cpu` trains with torch in this process, `serverless` at W&B. Empty: "
+        "TRAINING_BACKEND, or `serverless` if WANDB_API_KEY is set, else `cpu`.",
     )
     model_line: str = Field(
         default="",
@@ -148,16 +153,36 @@ class Trainer(dg.ConfigurableResource):
 
     @property
     def line(self) -> str:
-        return self.model_line or Settings.from_env().model_line
+        if self.model_line:
+            return self.model_line
+        return MODEL_LINES[self.backend] if self.backend in MODEL_LINES else Settings.from_env().model_line
 
     @property
     def minimum(self) -> int:
         return self.min_trajectories or Settings.from_env().min_trajectories
 
-    def service(self, data_dir: Path) -> "GRPOTrainingService":
+    def service(self, data_dir: Path, conn: "psycopg.Connection") -> "GRPOTrainingService | ServerlessTrainingService":
+        """What trains the line. Raises ConfigurationError."""
+        settings = Settings.from_env()
+        backend = self.backend or settings.backend
+        if backend == "serverless":
+            from rl_assets.training.serverless import ServerlessTrainingService
+
+            return ServerlessTrainingService(conn, self.line, settings.serverless)
         from rl_assets.training.service import GRPOTrainingService
 
-        return GRPOTrainingService(data_dir, self.line, backend=self.backend or Settings.from_env().backend)
+        return GRPOTrainingService(data_dir, self.line, backend=backend)
+
+    def base(self, data_dir: Path, on_progress: Callable[[int, int], None]) -> "BasePolicy | RemoteBase":
+        """Step 0 of the line, built where there is none; `on_progress` is called with updates done and in all."""
+        settings = Settings.from_env()
+        if (self.backend or settings.backend) == "serverless":
+            from rl_assets.training.serverless import ensure_remote_base
+
+            return ensure_remote_base(settings.serverless, self.line)
+        from rl_assets.training.base import ensure_base_policy
+
+        return ensure_base_policy(data_dir, self.line, on_progress)
 
 
 class Tracking(dg.ConfigurableResource):

@@ -107,6 +107,43 @@ class RulerSettings:
 
 
 @dataclass(frozen=True)
+class ServerlessSettings:
+    """W&B Training. base_url: of its API, with its version. base_model: what step 0 is, one of those that W&B trains.
+    entity: None for the key's own. request_seconds: per request. training_seconds: how long a run waits for its
+    training to end; one that takes longer is left to the training sensor, and not lost."""
+
+    api_key: str | None = field(default=None, repr=False)
+    base_url: str = "https://api.training.wandb.ai/v1"
+    base_model: str = "OpenPipe/Qwen3-14B-Instruct"
+    entity: str | None = None
+    project: str = "rl-assets"
+    request_seconds: int = 120
+    training_seconds: int = 21_600
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str] | None = None) -> ServerlessSettings:
+        env = os.environ if env is None else env
+        base_url = env.get("SERVERLESS_BASE_URL", "").strip().rstrip("/") or cls.base_url
+        if not base_url.startswith(("http://", "https://")):
+            raise ConfigurationError(
+                "SERVERLESS_BASE_URL is not the URL of an API; write it like http://127.0.0.1:8000/v1"
+            )
+        return cls(
+            api_key=env.get("WANDB_API_KEY", "").strip() or None,
+            base_url=base_url,
+            base_model=env.get("SERVERLESS_BASE_MODEL", "").strip() or cls.base_model,
+            entity=env.get("WANDB_ENTITY", "").strip() or None,
+            project=env.get("WANDB_PROJECT", "").strip() or cls.project,
+            request_seconds=_at_least(env, "SERVERLESS_REQUEST_SECONDS", cls.request_seconds, least=1),
+            training_seconds=_at_least(env, "SERVERLESS_TRAINING_SECONDS", cls.training_seconds, least=1),
+        )
+
+
+MODEL_LINES = {"cpu": "babylon-agent", "serverless": "babylon-agent-serverless"}
+"""Backends, each with the model line that it trains unless TRAINING_MODEL_LINE names another."""
+
+
+@dataclass(frozen=True)
 class Settings:
     """data_dir: root of bulk data, absolute. database_url: Babylon's Postgres, None for the embedded server.
     dagster_pg_url: Dagster's own database, None for the embedded server's.
@@ -122,12 +159,17 @@ class Settings:
     backend: str = "cpu"
     model_line: str = "babylon-agent"
     ruler: RulerSettings = field(default_factory=RulerSettings)
+    serverless: ServerlessSettings = field(default_factory=ServerlessSettings)
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] | None = None) -> Settings:
         """Read the environment. Raises ConfigurationError that names variable, value and remedy."""
         env = os.environ if env is None else env
         ruler = RulerSettings.from_env(env)
+        serverless = ServerlessSettings.from_env(env)
+        backend = env.get("TRAINING_BACKEND", "").strip() or ("serverless" if serverless.api_key else "cpu")
+        if backend not in MODEL_LINES:
+            raise ConfigurationError(f"TRAINING_BACKEND={backend!r} is unknown; set it to {' or '.join(MODEL_LINES)}")
         return cls(
             data_dir=Path(env.get("RL_ASSETS_DATA") or REPOSITORY / "data").expanduser().absolute(),
             database_url=_postgres(env, "DATABASE_URL"),
@@ -135,7 +177,10 @@ class Settings:
             min_trajectories=_at_least(env, "TRAINING_MIN_TRAJECTORIES", 1000, least=1),
             group_size=_at_least(env, "TRAINING_GROUP_SIZE", 8, least=2),
             judge="ruler" if ruler.model else "outcome",
+            backend=backend,
+            model_line=env.get("TRAINING_MODEL_LINE", "").strip() or MODEL_LINES[backend],
             ruler=ruler,
+            serverless=serverless,
         )
 
     @property

@@ -66,7 +66,7 @@ def deployed_model(
             "champion_before": before,
             "champion": live.step,
             "version": live.version,
-            "checkpoint": dg.MetadataValue.path(live.checkpoint_path),
+            "checkpoint": dg.MetadataValue.path(str(live.checkpoint_path)),
             "versions": table([_row(model) for model in versions]),
             **report,
         },

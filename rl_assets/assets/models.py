@@ -24,8 +24,8 @@ RATIO_TOLERANCE = 0.02
     group_name="learning",
     kinds={"python", "torch", "huggingface"},
     owners=OWNERS,
-    description="Step 0 of the model line: a small language model, warm-started by imitating reference agents and saved "
-    "as a Hugging Face directory. It is built once and then only checked.",
+    description="Step 0 of the model line: a small language model, warm-started by imitating reference agents and "
+    "saved as a Hugging Face directory, or the base model at W&B. It is made once and then only checked.",
     check_specs=[
         dg.AssetCheckSpec(
             "checkpoint_is_whole",
@@ -40,18 +40,17 @@ def base_policy(
 ) -> dg.MaterializeResult:
     from rl_assets.registry.models import register_base
     from rl_assets.reports.plots import learning_curve
-    from rl_assets.training.base import ensure_base_policy
 
     def progress(done: int, total: int) -> None:
         if done % 50 == 0:
             context.log.info(f"warm start: update {done} of {total}")
 
     with plainly(), database.connect() as conn:
-        base = ensure_base_policy(lake.root, trainer.line, progress)
+        base = trainer.base(lake.root, progress)
         known = register_base(conn, trainer.line, base.path, base.digest, metrics=base.metrics)
     return dg.MaterializeResult(
         metadata={
-            "checkpoint": dg.MetadataValue.path(base.path),
+            "checkpoint": dg.MetadataValue.path(str(base.path)),
             "digest": base.digest,
             "learning_curve": picture(learning_curve(base.curve)),
             **base.metrics,
@@ -132,7 +131,11 @@ def training_batches(context: dg.AssetExecutionContext, database: Database, lake
             dg.AssetCheckResult(
                 check_name="manifest_is_the_claim",
                 passed=not astray,
-                metadata={"named": len(manifest.trajectory_ids), "claimed": len(claimed), "astray": sorted(astray)[:50]},
+                metadata={
+                    "named": len(manifest.trajectory_ids),
+                    "claimed": len(claimed),
+                    "astray": sorted(astray)[:50],
+                },
             ),
             dg.AssetCheckResult(
                 check_name="every_episode_replays",
@@ -149,8 +152,8 @@ def training_batches(context: dg.AssetExecutionContext, database: Database, lake
     group_name="learning",
     kinds={"python", "torch", "huggingface", "wandb"},
     owners=OWNERS,
-    description="The checkpoint that GRPO makes of a batch, registered as a candidate. A batch that has been trained is "
-    "not trained again: materializing it once more returns the checkpoint that is there.",
+    description="The checkpoint that GRPO makes of a batch, registered as a candidate. A batch that has been trained "
+    "is not trained again: materializing it once more returns the checkpoint that is there.",
     check_specs=[
         dg.AssetCheckSpec(
             "checkpoint_is_whole",
@@ -162,8 +165,8 @@ def training_batches(context: dg.AssetExecutionContext, database: Database, lake
             "logprobs_agree",
             asset="trained_models",
             blocking=True,
-            description="Recorded logprobs are finite and not above 0, and before its first update the trainer gives the "
-            "recorded tokens the probability with which they were sampled.",
+            description="Recorded logprobs are finite and not above 0, and before its first update the trainer gives "
+            "the recorded tokens the probability with which they were sampled.",
         ),
     ],
 )
@@ -188,10 +191,11 @@ def trained_models(
         episodes = {episode.trajectory_id: episode for episode in read_episodes_parquet(path)}
         if batch.state == "reserved":
             advance_batch(conn, batch_id, "training", run_id=context.run_id)
-        result = trainer.service(lake.root).train(manifest, episodes)
+        result = trainer.service(lake.root, conn).train(manifest, episodes)
         model = register_candidate(conn, result)
-        if batch.state in ("reserved", "training"):
-            advance_batch(conn, batch_id, "trained", run_id=context.run_id, result=_summary(result))
+        if batch.state in ("reserved", "training", "unknown"):
+            kept = get_batch(conn, batch_id).result or {}
+            advance_batch(conn, batch_id, "trained", run_id=context.run_id, result={**kept, **result.summary()})
             tracked = tracking.log_training(result, lake.root)
         else:
             tracked = None
@@ -200,7 +204,7 @@ def trained_models(
         metadata={
             "step": result.step,
             "base_step": result.base_step,
-            "checkpoint": dg.MetadataValue.path(result.checkpoint_path),
+            "checkpoint": dg.MetadataValue.path(str(result.checkpoint_path)),
             "digest": result.checkpoint_digest,
             "episodes": len(manifest.trajectory_ids),
             "backend": result.backend,
@@ -222,17 +226,6 @@ def trained_models(
             ),
         ],
     )
-
-
-def _summary(result: "TrainingResult") -> dict:
-    return {
-        "step": result.step,
-        "checkpoint_path": str(result.checkpoint_path),
-        "digest": result.checkpoint_digest,
-        "metrics": result.metrics,
-        "seconds": result.seconds,
-        "backend": result.backend,
-    }
 
 
 def _logprob_faults(episodes: Iterable["Episode"], result: "TrainingResult") -> list[str]:

@@ -1,20 +1,52 @@
-"""Checkpoint directories: the digest by which the registry knows one, and finding out that it is not what it was."""
+"""Checkpoints, here or at W&B: the digest by which the registry knows one, and whether it is still what it was."""
 
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 
-from rl_assets.errors import MissingCheckpoint
+from rl_assets.errors import MalformedInput, MissingCheckpoint
 
 _BLOCK = 1 << 20
+_REMOTE = re.compile(r"wandb-artifact:///([^/:]+)/([^/:]+)/([^/:]+):step(\d{1,9})")
 
 
-def checkpoint_digest(path: Path) -> str:
-    """SHA-256 over the names and contents of all files below a directory, in order of name.
+class Remote(str):
+    """A checkpoint at W&B, as its endpoint takes it for `model`: `wandb-artifact:///<entity>/<project>/<name>:step<n>`.
 
-    Raises MissingCheckpoint if it is not a directory with files in it.
+    Raises MalformedInput where it is not that.
     """
+
+    def __new__(cls, text: str) -> Remote:
+        if _REMOTE.fullmatch(text) is None:
+            raise MalformedInput(f"{text!r} names no checkpoint at W&B; restore the row of the registry that holds it")
+        return super().__new__(cls, text)
+
+    @property
+    def parts(self) -> tuple[str, str, str, int]:
+        """Entity, project, name and the step there."""
+        found = _REMOTE.fullmatch(self)
+        assert found is not None
+        entity, project, name, step = found.groups()
+        return entity, project, name, int(step)
+
+
+def located(text: str) -> Path | Remote:
+    """Where a checkpoint is, from the text that the registry keeps of it."""
+    return Remote(text) if text.startswith("wandb-artifact:") else Path(text)
+
+
+def checkpoint_digest(path: Path | Remote) -> str:
+    """SHA-256 over the names and contents of all files below a directory, in order of name; of a checkpoint at W&B,
+    over its name and the identity that W&B gives it, which costs a request.
+
+    Raises MissingCheckpoint if there is no such checkpoint.
+    """
+    if isinstance(path, Remote):
+        from rl_assets.training.serverless import remote_digest
+
+        return remote_digest(path)
     files = sorted(file for file in path.rglob("*") if file.is_file())
     if not files:
         raise MissingCheckpoint(f"checkpoint {path} is missing or empty; restore it, or roll back to a kept step")

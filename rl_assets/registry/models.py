@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import psycopg
 
 from rl_assets.errors import LedgerConflict, MissingCheckpoint
-from rl_assets.registry.checkpoints import checkpoint_digest
+from rl_assets.registry.checkpoints import Remote, checkpoint_digest
 from rl_assets.registry.decisions import Evaluation, latest_evaluation
 from rl_assets.registry.rows import (
     Model,
@@ -43,7 +43,7 @@ class LiveModel:
     model_line: str
     step: int
     version: str
-    checkpoint_path: Path
+    checkpoint_path: Path | Remote
     digest: str
 
 
@@ -61,7 +61,7 @@ class Change:
 
 
 def register_base(
-    conn: psycopg.Connection, model_line: str, path: Path, digest: str, *, metrics: dict[str, float]
+    conn: psycopg.Connection, model_line: str, path: Path | Remote, digest: str, *, metrics: dict[str, float]
 ) -> Model:
     """Register step 0, which is champion until a candidate is better. One that is registered stays as it is, except
     that its path follows files that are the same. Compare the digest of what is returned with that of the files."""

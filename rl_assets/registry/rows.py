@@ -16,6 +16,7 @@ from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
 from rl_assets.errors import LedgerConflict
+from rl_assets.registry.checkpoints import Remote, located
 from rl_assets.registry.decisions import latest_evaluation
 from rl_assets.store.record import naive
 
@@ -30,7 +31,7 @@ class Model:
     model_line: str
     step: int
     version: str
-    checkpoint_path: Path
+    checkpoint_path: Path | Remote
     digest: str
     batch_id: str | None
     parent_step: int | None
@@ -74,7 +75,7 @@ def insert(
     conn: psycopg.Connection,
     line: str,
     step: int,
-    path: Path,
+    path: Path | Remote,
     digest: str,
     batch_id: str | None,
     parent_step: int | None,
@@ -92,7 +93,7 @@ def insert(
     return model
 
 
-def move(conn: psycopg.Connection, model: Model, path: Path) -> Model:
+def move(conn: psycopg.Connection, model: Model, path: Path | Remote) -> Model:
     """The same files elsewhere: the data directory has been moved."""
     conn.execute(
         "UPDATE rl_assets.models SET checkpoint_path = %s WHERE model_line = %s AND step = %s",
@@ -170,7 +171,7 @@ def select(conn: psycopg.Connection, where: str, parameters: list[object]) -> li
             f"SELECT {_COLUMNS} FROM rl_assets.models WHERE {where} ORDER BY step DESC",  # pyright: ignore
             parameters,
         ).fetchall()
-    return [Model(**{**row, "checkpoint_path": Path(row["checkpoint_path"])}) for row in rows]
+    return [Model(**{**row, "checkpoint_path": located(row["checkpoint_path"])}) for row in rows]
 
 
 def lock_champion(conn: psycopg.Connection, line: str) -> tuple[Model, int | None]:

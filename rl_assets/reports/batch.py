@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rl_assets.episodes import Episode, Policy
 from rl_assets.errors import MalformedInput
+from rl_assets.registry.checkpoints import Remote
 from rl_assets.registry.gate import Decision
 from rl_assets.reports.page import Picture, number, render, write_page
 from rl_assets.reports.summary import by_policy, shown_intervals, summarise
@@ -47,16 +48,18 @@ def write_batch_report(conn: psycopg.Connection, directory: Path, batch_id: str)
     batch, model, found = get_batch(conn, batch_id), model_of_batch(conn, batch_id), latest_evaluation(conn, batch_id)
     if found is None:
         raise MalformedInput(f"{batch_id} has not been evaluated; materialize benchmark_evaluations of it first")
-    record = model.checkpoint_path / "training.json"
-    try:
-        curve = json.loads(record.read_text(encoding="utf-8"))["curve"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise MalformedInput(f"{record} cannot be read ({error}); restore the checkpoint of {batch_id}") from error
+    curve = (batch.result or {}).get("curve")
+    if not isinstance(model.checkpoint_path, Remote):
+        record = model.checkpoint_path / "training.json"
+        try:
+            curve = json.loads(record.read_text(encoding="utf-8"))["curve"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise MalformedInput(f"{record} cannot be read ({error}); restore the checkpoint of {batch_id}") from error
     return render_batch_report(
         directory,
         manifest=Manifest.from_json(batch.manifest),
         model=model,
-        curve=curve,
+        curve=curve or [],
         result=batch.result or {},
         decision=found.decision.to_json(),
         champion=Policy(model.model_line, found.champion_step),

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from rl_assets.registry.models import champion_step
 from rl_assets.store.ledger import IN_FLIGHT, Batch, advance_batch, batches, claim_batch, get_batch, readiness
+from rl_assets.training.submission import open_submission
 
 if TYPE_CHECKING:
     import psycopg
@@ -85,14 +86,18 @@ def claim(conn: psycopg.Connection, *, model_line: str, minimum: int, forced_by:
 def record_failure(conn: psycopg.Connection, batch_id: str, *, run_id: str, run_key: str | None, error: str) -> str:
     """Enter in the ledger that a run of a batch failed; returns what was done, for the log.
 
-    A batch that is not trained yet becomes `failed`. One that is trained keeps its state, since its episodes are
-    consumed: what follows the training is repeated by the next look.
+    A batch that is not trained yet becomes `failed`, or `unknown` where a service that it was handed to may have
+    trained it. One that is trained keeps its state, since its episodes are consumed: what follows the training is
+    repeated by the next look.
     """
     batch = get_batch(conn, batch_id)
     if run_key is not None and not f"{run_key}:".startswith(f"{_key(batch)}:"):
         return f"run {run_id} belongs to an earlier attempt of {batch_id}, which is {batch.state}"
     if batch.state not in ("reserved", "training"):
         return f"{batch_id} stays {batch.state}: run {run_id} failed with {error}"
+    if batch.state == "training" and open_submission(batch.result, batch.attempt) is not None:
+        advance_batch(conn, batch_id, "unknown", run_id=run_id, error=error)
+        return f"{batch_id} is unknown: run {run_id} ended with {error} after it was submitted"
     advance_batch(conn, batch_id, "failed", run_id=run_id, error=error)
     logger.error("batch %s failed in run %s: %s", batch_id, run_id, error)
     return f"{batch_id} is failed: {error}"
@@ -102,9 +107,9 @@ def _resume(conn: psycopg.Connection, batch: Batch, runs: Runs) -> Look:
     if runs.live is not None:
         return Look(f"{batch.id} is {batch.state}, in run {runs.live}")
     if batch.state == "unknown":
-        return Look(
-            f"nobody knows whether {batch.id} was trained; compare the backend's checkpoints, then set its state"
-        )
+        from rl_assets.training.serverless import reconcile
+
+        return Look(reconcile(conn, batch))
     if batch.state == "reserved" and _key(batch) not in runs.ended:
         return _request(batch, f"{batch.id} is claimed and has no run")
     if batch.state in ("reserved", "training"):

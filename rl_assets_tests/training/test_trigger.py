@@ -157,6 +157,7 @@ def test_a_batch_of_which_nobody_knows_is_left_to_a_person(line: psycopg.Connect
     found = looked(line, ended(f"{batch_id}:1"))
     assert found.run_key is None
     assert "nobody knows" in found.reason
+    assert "settle" in found.reason
 
 
 def test_a_failure_counts_for_the_attempt_that_it_belongs_to(line: psycopg.Connection):
