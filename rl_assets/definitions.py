@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import dagster as dg
 
-from rl_assets.assets import deployments, evaluations, groups, models, rankings, snapshots, trajectories
+from rl_assets.assets import deployments, evaluations, groups, leaderboard, models, rankings, snapshots, trajectories
 from rl_assets.automation.jobs import JOBS
 from rl_assets.automation.schedules import SCHEDULES
 from rl_assets.automation.sensors import SENSORS
@@ -22,6 +22,7 @@ ASSETS = [
     models.trained_models,
     evaluations.benchmark_evaluations,
     deployments.deployed_model,
+    leaderboard.benchmark_leaderboard,
 ]
 
 

@@ -36,6 +36,13 @@ base_policy_job = dg.define_asset_job(
     tags={ONE_AT_A_TIME: "training"},
 )
 
+leaderboard_job = dg.define_asset_job(
+    "leaderboard",
+    selection=["benchmark_leaderboard"],
+    description="Rank every version of the model line and the reference agents on the gate; plays what is missing.",
+    tags={ONE_AT_A_TIME: "leaderboard"},
+)
+
 
 class Forcing(dg.Config):
     """Why the threshold is overridden, and by whom."""
@@ -89,4 +96,4 @@ def rollback_job() -> None:
     roll_back_champion()
 
 
-JOBS = [snapshots_job, window_job, training_job, base_policy_job, force_training_job, rollback_job]
+JOBS = [snapshots_job, window_job, training_job, base_policy_job, leaderboard_job, force_training_job, rollback_job]

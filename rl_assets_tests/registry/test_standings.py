@@ -1,0 +1,98 @@
+"""Every version of a line and the reference agents, ranked by a run of the leaderboard's job."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import dagster as dg
+import psycopg
+import pytest
+
+from rl_assets import harness
+from rl_assets.agents.reference import REFERENCE_AGENTS
+from rl_assets.assets import leaderboard
+from rl_assets.definitions import build_defs
+from rl_assets.registry.evaluate import evaluate
+from rl_assets.resources import Database, Lake
+from rl_assets.settings import Settings
+from rl_assets.store.lake import read_episodes_parquet
+from rl_assets.store.ledger import Batch
+from rl_assets_tests.registry.made import GATE, LINE, a_candidate
+from rl_assets_tests.reports.pages import Page
+
+SEED, SIBLINGS = 3, 2
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leaderboard, "SEED", SEED)
+    monkeypatch.setattr(leaderboard, "SIBLINGS", SIBLINGS)
+
+
+def materialized(postgres_url: str, root: Path) -> tuple[dict[str, dg.MetadataValue], dg.AssetCheckEvaluation]:
+    resources = {"database": Database(url=postgres_url), "lake": Lake(directory=str(root))}
+    result = build_defs(resource_overrides=resources).get_job_def("leaderboard").execute_in_process()
+    (event,) = result.asset_materializations_for_node("benchmark_leaderboard")
+    (check,) = result.get_asset_check_evaluations()
+    return dict(event.metadata), check
+
+
+def rows(value: dg.MetadataValue) -> list[dict]:
+    assert isinstance(value, dg.TableMetadataValue)
+    return [dict(record.data) for record in value.records]
+
+
+def test_versions_and_reference_agents_are_ranked_and_nothing_is_played_twice(
+    conn: psycopg.Connection, postgres_url: str, batch: Batch, tmp_path: Path
+):
+    harness.provide(conn, Settings(tmp_path), "gate", GATE)
+    broken = a_candidate(conn, tmp_path, 2)
+    (Path(str(broken.checkpoint_path)) / "config.json").unlink()
+    record = tmp_path / "batches" / batch.id / "evaluation.parquet"
+    evaluate(conn, batch, tmp_path / "snapshots", record, most_snapshots=64, siblings=SIBLINGS, seed=SEED)
+    before = read_episodes_parquet(record)
+
+    shown, check = materialized(postgres_url, tmp_path)
+    standings = {row["policy"]: row for row in rows(shown["leaderboard"])}
+    assert set(standings) == {f"{LINE}@0", f"{LINE}@1", *REFERENCE_AGENTS}
+    assert {name: standings[name]["state"] for name in (f"{LINE}@0", f"{LINE}@1", "hold")} == {
+        f"{LINE}@0": "champion",
+        f"{LINE}@1": "candidate",
+        "hold": "reference",
+    }
+    assert standings["oracle"]["skill"] == 1.0
+    assert len(rows(shown["pairs"])) == len(standings) * (len(standings) - 1) // 2
+    assert [row["policy"] for row in rows(shown["left_out"])] == [f"{LINE}@2"]
+    assert (check.check_name, check.passed) == ("oracle_leads_and_hold_is_zero", True)
+    assert "data:image/png;base64" in str(shown["pnl_by_policy"].value)
+    page = Page(Path(str(shown["report"].value)))
+    assert page.faults == []
+    assert f"{LINE}@0" in page.text
+
+    played = read_episodes_parquet(tmp_path / "leaderboard" / "episodes.parquet")
+    assert len(played) == len(GATE) * (2 * SIBLINGS + len(REFERENCE_AGENTS))
+    assert shown["episodes_reused"].value == len(before)
+    assert {e.trajectory_id for e in before} <= {e.trajectory_id for e in played}
+    again, _ = materialized(postgres_url, tmp_path)
+    assert again["episodes_reused"].value == len(played)
+    assert read_episodes_parquet(tmp_path / "leaderboard" / "episodes.parquet") == played
+
+
+def test_what_was_played_with_another_seed_is_played_again(
+    conn: psycopg.Connection, postgres_url: str, batch: Batch, tmp_path: Path
+):
+    harness.provide(conn, Settings(tmp_path), "gate", GATE)
+    record = tmp_path / "batches" / batch.id / "evaluation.parquet"
+    evaluate(conn, batch, tmp_path / "snapshots", record, most_snapshots=64, siblings=SIBLINGS, seed=SEED + 1)
+    shown, _ = materialized(postgres_url, tmp_path)
+    assert shown["episodes_reused"].value == 0
+
+
+def test_without_gate_snapshots_it_says_what_to_do(postgres_url: str, tmp_path: Path):
+    resources = {"database": Database(url=postgres_url), "lake": Lake(directory=str(tmp_path))}
+    job = build_defs(resource_overrides=resources).get_job_def("leaderboard")
+    result = job.execute_in_process(raise_on_error=False)
+    assert not result.success
+    (failure,) = [event.step_failure_data for event in result.all_events if event.is_step_failure]
+    assert "run `rl-assets snapshots generate --split gate`" in json.dumps(str(failure))
