@@ -47,8 +47,9 @@ ABLATION_SHARE = 0.05
 """Share of groups that are judged once more without what agents wrote beside their actions."""
 MOVED = 0.5
 """Tau-b between the ranks with and without that below which an agent's words have moved its rank."""
-CLEAN, BREACHED = (0.2, 1.0), (0.0, 0.1)
-"""Where the scores of members without and with a breach of the rules lie, so that the latter always rank last."""
+CLEAN, BREACHED, WIDTH = 0.6, 0.0, 0.4
+"""Where the scores of members without and with a breach of the rules begin, and how far they reach: the latter always
+rank last, and a difference in quality is worth the same among both."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +116,7 @@ class RulerJudge:
             "outcome_weight": self.settings.outcome_weight,
             "agreement": [ENOUGH_AGREEMENT, LEAST_AGREEMENT],
             "canary_share": CANARY_SHARE,
-            "bands": [list(CLEAN), list(BREACHED)],
+            "bands": [CLEAN, BREACHED, WIDTH],
         }
 
     @property
@@ -192,22 +193,23 @@ class RulerJudge:
 
     def _ranking(self, passes: _Passes, episodes: Mapping[str, Episode]) -> Ranking:
         """Raises JudgeFailure of class `low_agreement` where each pass takes sides, and each others."""
-        weight = self.settings.outcome_weight
         outcomes = {v.trajectory_id: v.score for v in OutcomeJudge().rank(passes.group, episodes).verdicts}
+        weight = self.settings.outcome_weight if outcomes else 0.0
         means, agreed, error = passes.scores.mean(axis=0), agreement(passes.level), noise(passes.level)
         if agreed < LEAST_AGREEMENT and float(np.ptp(passes.level, axis=1).mean()) >= TAKES_SIDES:
             raise JudgeFailure("low_agreement", f"{len(passes.scores)} passes agree by a tau of {agreed:.2f} only")
         opinions = {}
         for place, member in enumerate(passes.group.trajectory_ids):
             judged, breaches = float(means[place]), episodes[member].breaches
-            score = judged if member not in outcomes else (1 - weight) * judged + weight * outcomes[member]
-            low, high = BREACHED if breaches else CLEAN
+            mixed = (1 - weight) * judged + weight * outcomes.get(member, 0.0)
             parts = {"judge": judged, "noise": error, "breaches": float(breaches)}
-            parts |= {"outcome": outcomes[member]} if member in outcomes else {}
+            parts |= {"outcome": outcomes[member]} if outcomes else {}
             opinions[member] = Opinion(
-                low + (high - low) * score, passes.explanation(member), {k: round(v, 6) for k, v in parts.items()}
+                (BREACHED if breaches else CLEAN) + WIDTH * mixed,
+                passes.explanation(member),
+                {name: round(value, 6) for name, value in parts.items()},
             )
-        return rank_members(passes.group, opinions, noise=EQUAL_RANGE * error * (1 - weight) * (CLEAN[1] - CLEAN[0]))
+        return rank_members(passes.group, opinions, noise=EQUAL_RANGE * error * (1 - weight) * WIDTH)
 
 
 class _Passes:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
-from rl_assets.judging import ruler_client
+from rl_assets.judging import ruler_transport
 from rl_assets.store.database import connect
 from rl_assets.store.embedded import EmbeddedPostgres
 from rl_assets_tests.judging.judge_server import LoopbackJudge, loopback_judge
@@ -30,6 +30,6 @@ def conn(judging_url: str) -> Iterator[psycopg.Connection]:
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackJudge]:
     """A judge on loopback, which is asked again without long waits."""
-    monkeypatch.setattr(ruler_client, "BACKOFF_SECONDS", 0.001)
+    monkeypatch.setattr(ruler_transport, "BACKOFF_SECONDS", 0.001)
     with loopback_judge() as judge:
         yield judge

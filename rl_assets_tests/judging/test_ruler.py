@@ -188,6 +188,13 @@ def test_a_breach_of_the_rules_ranks_last_however_much_the_judge_likes_it(
     assert order(ranking) == ["good", "clean", "best", "worse"]
 
 
+def test_where_everybody_breaks_the_rules_there_is_still_better_and_worse(
+    conn: psycopg.Connection, server: LoopbackJudge
+):
+    ranking = ranked(RulerJudge(settings(server), conn), ladder(5, breaches=3))
+    assert (order(ranking), ranking.trainable) == (["e4", "e3", "e2", "e1", "e0"], True)
+
+
 def test_the_outcome_has_the_weight_it_was_given(conn: psycopg.Connection, server: LoopbackJudge):
     from rl_assets.judging import OutcomeJudge
 
@@ -199,7 +206,7 @@ def test_the_outcome_has_the_weight_it_was_given(conn: psycopg.Connection, serve
         for verdict in verdicts:
             judged = verdict.components["judge"]
             mixed = (1 - weight) * judged + weight * outcome[verdict.trajectory_id]
-            assert verdict.score == pytest.approx(0.2 + 0.8 * mixed, abs=1e-4)
+            assert verdict.score == pytest.approx(0.6 + 0.4 * mixed, abs=1e-4)
     assert len(server.calls) == 3
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from rl_assets.agents.runner import Assignment, ReferenceAgent, play
 from rl_assets.errors import ConfigurationError
-from rl_assets.judging import ruler_client
+from rl_assets.judging import ruler_client, ruler_transport
 from rl_assets.judging.ruler import RulerJudge
 from rl_assets.judging.ruler_answer import JudgeFailure, Scored
 from rl_assets.judging.ruler_client import JudgeClient
@@ -87,7 +87,7 @@ def test_a_judge_that_asks_for_an_hour_is_not_waited_for(conn: psycopg.Connectio
 def test_a_judge_that_hangs_is_given_up_and_counted_as_if_it_had_answered(
     conn: psycopg.Connection, server: LoopbackJudge, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(ruler_client, "ATTEMPTS", 2)
+    monkeypatch.setattr(ruler_transport, "ATTEMPTS", 2)
     never = threading.Event()
     server.mode = lambda asked: Reply("{}", wait_for=never)
     (failure,) = ask(JudgeClient(settings(server, timeout_seconds=1), conn), question())
@@ -103,13 +103,13 @@ def test_a_judge_that_is_down_is_not_asked_for_ever_and_costs_nothing(conn: psyc
     client = JudgeClient(settings(server, base_url="http://127.0.0.1:9/v1", concurrency=1), conn)
     failures = ask(client, *(question(str(number)) for number in range(10)))
     assert [failure.failure for failure in failures] == ["transport"] * 10
-    assert client.usage.requests == ruler_client.GIVE_UP_AFTER * ruler_client.ATTEMPTS
+    assert client.usage.requests == ruler_transport.GIVE_UP_AFTER * ruler_transport.ATTEMPTS
     assert spent(conn, WINDOW).window_tokens == 0
 
 
 @pytest.mark.parametrize(
     "code, remedy",
-    [(401, "RULER_JUDGE_API_KEY"), (403, "RULER_JUDGE_API_KEY"), (404, "RULER_JUDGE_MODEL"), (402, "top it up")],
+    [(401, "RULER_JUDGE_API_KEY"), (404, "RULER_JUDGE_MODEL"), (402, "top it up")],
 )
 def test_what_a_person_must_mend_ends_the_run_without_the_key(
     conn: psycopg.Connection, server: LoopbackJudge, code: int, remedy: str
@@ -121,6 +121,13 @@ def test_what_a_person_must_mend_ends_the_run_without_the_key(
     assert remedy in str(raised.value)
     assert "sk-secret" not in str(raised.value)
     assert "k-123" not in str(raised.value)
+
+
+def test_a_prompt_that_a_filter_refuses_does_not_end_the_run(conn: psycopg.Connection, server: LoopbackJudge):
+    server.mode = lambda asked: (modes.status(403) if "flagged" in asked.prompt else modes.by_quality)(asked)
+    refused, answered = ask(JudgeClient(settings(server, concurrency=1), conn), question("flagged"), question())
+    assert refused.failure == "refusal"
+    assert answered["kkkkk"].score == 0.9
 
 
 def test_a_request_that_is_turned_down_is_not_repeated(conn: psycopg.Connection, server: LoopbackJudge):
@@ -139,10 +146,12 @@ def test_a_server_that_lacks_a_parameter_is_asked_without_it(
         return modes.by_quality(asked)
 
     server.mode = picky
-    client = JudgeClient(settings(server, concurrency=1), conn)
-    answers = ask(client, question("1"), question("2"))
-    assert [one["zzzzz"].score for one in answers] == [0.1, 0.1]
-    assert len(server.calls) == 3
+    client = JudgeClient(settings(server), conn)
+    answers = ask(client, *(question(str(number)) for number in range(6)))  # on their way before the first is refused
+    assert [one["zzzzz"].score for one in answers] == [0.1] * 6
+    before = len(server.calls)
+    ask(client := JudgeClient(settings(server, concurrency=1), conn), question("7"), question("8"))
+    assert client.usage.requests == len(server.calls) - before == 3
 
 
 def test_no_more_requests_are_made_at_once_than_is_allowed(conn: psycopg.Connection, server: LoopbackJudge):

@@ -1,0 +1,216 @@
+"""Sending requests to RULER's judge through litellm: at which pace, how often again, and what a refusal means.
+
+Prompts, answers and keys are never logged. What a provider says of an error is not passed on either, for providers
+quote keys and prompts in it; its status is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import openai
+
+from rl_assets.errors import ConfigurationError
+from rl_assets.judging.ruler_answer import JudgeFailure
+from rl_assets.judging.ruler_prompt import ANSWER_SCHEMA
+from rl_assets.settings import RulerSettings
+
+ATTEMPTS = 4
+"""How often a request is sent before its judge counts as out of reach."""
+BACKOFF_SECONDS = 1.0
+"""Before the second attempt; doubled before each further one, and spread by up to a half."""
+MOST_WAIT_SECONDS = 60.0
+"""A judge that asks for a longer wait is out of reach for now."""
+GIVE_UP_AFTER = 3
+"""Requests in a row that had no answer in any of their attempts; then no more are sent."""
+_PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
+
+
+@dataclass(slots=True)
+class Sent:
+    """What became of one request. attempts: sent in all. unknown: those of which nobody can say whether they were
+    billed. tokens_in, tokens_out: as the server counted them."""
+
+    attempts: int = 0
+    unknown: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
+
+
+class Transport:
+    """Sends to the judge of `settings`, in one event loop."""
+
+    def __init__(self, settings: RulerSettings) -> None:
+        self.settings = settings
+        self._litellm = _quiet_litellm()
+        self._next_start = 0.0
+        self._unanswered = 0
+        # What a server may not know and can do without; what it refuses is left out from then on.
+        self._optional: dict[str, Any] = {"response_format": ANSWER_SCHEMA, "temperature": 0.0}
+
+    @property
+    def prices(self) -> tuple[float, float] | None:
+        """Dollars per token of prompt and answer, without discounts; None where nobody knows them."""
+        settings = self.settings
+        if settings.input_price is not None and settings.output_price is not None:
+            return settings.input_price / 1e6, settings.output_price / 1e6
+        costs = self._litellm.model_cost
+        found = costs.get(settings.model) or costs.get(settings.model.partition("/")[2]) or {}
+        of_prompt, of_answer = found.get("input_cost_per_token"), found.get("output_cost_per_token")
+        return None if of_prompt is None or of_answer is None else (of_prompt, of_answer)
+
+    @property
+    def longest_seconds(self) -> float:
+        """How long a request may take, with all its attempts and waits."""
+        return ATTEMPTS * (self.settings.timeout_seconds + MOST_WAIT_SECONDS) + 300
+
+    async def close(self) -> None:
+        """Let litellm's own worker come to its end before the event loop that it runs in does."""
+        from litellm.litellm_core_utils.logging_worker import GLOBAL_LOGGING_WORKER
+
+        last = asyncio.Event()
+
+        async def come() -> None:
+            last.set()
+
+        GLOBAL_LOGGING_WORKER.ensure_initialized_and_enqueue(come())
+        await last.wait()
+        await GLOBAL_LOGGING_WORKER.stop()
+
+    async def send(self, messages: list[dict[str, str]], most: int, sent: Sent) -> Any:
+        """The response of litellm to at most so many tokens of answer; `sent` is kept up to date on the way.
+
+        Raises JudgeFailure once no further attempt is worth it, ConfigurationError where no request can succeed.
+        """
+        if self._unanswered >= GIVE_UP_AFTER:
+            raise JudgeFailure("transport", "the judge did not answer earlier requests of this run")
+        attempt = 0
+        while True:
+            await self._turn()
+            sent.attempts += 1
+            sent.unknown += 1
+            optional = dict(self._optional)
+            try:
+                async with asyncio.timeout(self.settings.timeout_seconds + 5):
+                    response = await self._litellm.acompletion(**self._request(messages, most), **optional)
+            except (openai.APIError, TimeoutError) as error:
+                status, headers = _status(error)
+                # A status means that the request was turned down, and so is not billed.
+                sent.unknown -= status is not None or _unsent(error)
+                refused = next((name for name in optional if status in (400, 422) and name in str(error)), None)
+                if refused is not None:
+                    self._optional.pop(refused, None)
+                    continue
+                self._refuse(error, status)
+                attempt += 1
+                await self._wait(attempt, status, headers)
+            else:
+                # A server that does not count is taken by the estimate.
+                sent.unknown -= response.usage.total_tokens > 0
+                sent.tokens_in += response.usage.prompt_tokens
+                sent.tokens_out += response.usage.completion_tokens
+                self._unanswered = 0
+                return response
+
+    def _request(self, messages: list[dict[str, str]], most: int) -> dict[str, Any]:
+        settings = self.settings
+        where: dict[str, Any] = {"api_key": settings.api_key} if settings.api_key else {}
+        if settings.base_url:
+            # Named, so that neither a key of the environment goes there, nor a model's name is taken for a provider's.
+            where = {
+                "custom_llm_provider": "openai",
+                "api_base": settings.base_url,
+                "api_key": settings.api_key or "none",
+            }
+        return {
+            "model": settings.model,
+            "messages": messages,
+            "max_tokens": most,
+            "timeout": settings.timeout_seconds,
+            "num_retries": 0,
+            "max_retries": 0,
+            "drop_params": True,
+            "caching": False,
+            **where,
+        }
+
+    def _refuse(self, error: Exception, status: int | None) -> None:
+        """Raise for what no repetition mends."""
+        model = self.settings.model
+        if status == 401:
+            raise ConfigurationError("the judge does not accept the key (status 401); correct RULER_JUDGE_API_KEY")
+        if status == 402:
+            raise ConfigurationError("the judge's account has no credit left (status 402); top it up")
+        if status == 404:
+            raise ConfigurationError(
+                f"the judge knows no model {model} at that address (status 404); correct RULER_JUDGE_MODEL or "
+                "RULER_JUDGE_BASE_URL"
+            )
+        # 403 is what some say of a key, and others of a prompt: an agent's words must not end the run for everybody.
+        if status == 403 or isinstance(error, self._litellm.ContentPolicyViolationError):
+            raise JudgeFailure("refusal", f"the judge refused the prompt, or the key lacks a right (status {status})")
+        if isinstance(error, self._litellm.ContextWindowExceededError):
+            raise JudgeFailure("too_long", "the prompt is too long for the judge; lower RULER_JUDGE_PROMPT_TOKENS")
+        if status is not None and status not in _PASSING:
+            raise JudgeFailure("transport", f"the judge turned the request down with status {status}")
+
+    async def _turn(self) -> None:
+        """Wait until the next request may start."""
+        per_minute = self.settings.requests_per_minute
+        now = asyncio.get_running_loop().time()
+        start = max(now, self._next_start)
+        self._next_start = start + (60.0 / per_minute if per_minute else 0.0)
+        await asyncio.sleep(start - now)
+
+    async def _wait(self, attempt: int, status: int | None, headers: httpx.Headers) -> None:
+        """Wait before the next attempt; a judge that says for how long is left alone by everybody."""
+        asked = _retry_after(headers)
+        if attempt >= ATTEMPTS or (asked or 0.0) > MOST_WAIT_SECONDS:
+            self._unanswered += 1
+            last = f"status {status}" if status is not None else "no answer"
+            raise JudgeFailure("transport", f"the judge is out of reach ({last} after {attempt} attempts)")
+        if asked is not None:
+            self._next_start = max(self._next_start, asyncio.get_running_loop().time() + asked)
+        else:
+            await asyncio.sleep(BACKOFF_SECONDS * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))
+
+
+def _quiet_litellm() -> Any:
+    """litellm, imported on first use (it takes seconds), without its notes on calls and errors, which quote them."""
+    import litellm
+
+    warnings.filterwarnings("ignore", "Pydantic serializer warnings", UserWarning)
+    litellm.suppress_debug_info = True
+    logging.getLogger("LiteLLM").setLevel(logging.CRITICAL)
+    return litellm
+
+
+def _status(error: Exception) -> tuple[int | None, httpx.Headers]:
+    """Status and headers that the server sent. litellm gives a status to everything; only with headers is it one."""
+    headers = getattr(error, "litellm_response_headers", None)
+    if headers is None:
+        return None, httpx.Headers()
+    return getattr(error, "status_code", None), httpx.Headers(headers)
+
+
+def _unsent(error: BaseException | None) -> bool:
+    """Whether the connection could not even be made."""
+    while error is not None:
+        if isinstance(error, httpx.ConnectError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _retry_after(headers: httpx.Headers) -> float | None:
+    """Seconds, where the server says so in seconds."""
+    try:
+        return max(0.0, float(headers["retry-after"]))
+    except (KeyError, ValueError):
+        return None
