@@ -1,6 +1,7 @@
 """Benchmark evaluations: candidate, champion and reference agents on the same gate snapshots, paired."""
 
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -77,6 +78,7 @@ def benchmark_evaluations(context: dg.AssetExecutionContext, database: Database,
             seed=SEED,
             on_progress=progress,
         )
+        report = _report(lake, batch, found, episodes)
         if batch.state not in DECIDED:
             advance_batch(conn, batch.id, "evaluated", run_id=context.run.run_id, result=_summary(batch, found))
     decision = found.decision
@@ -98,6 +100,7 @@ def benchmark_evaluations(context: dg.AssetExecutionContext, database: Database,
             "siblings": decision.siblings,
             "conditions": table(_conditions(decision)),
             "file": dg.MetadataValue.path(path),
+            "report": dg.MetadataValue.path(report),
             "paired_differences": picture(
                 paired_gate(
                     dict(zip(decision.days, decision.day_effects, strict=True)),
@@ -123,6 +126,20 @@ def benchmark_evaluations(context: dg.AssetExecutionContext, database: Database,
             ),
         ],
     )
+
+
+def _report(lake: Lake, batch: "Batch", found: "Evaluation", episodes: list["Episode"]) -> Path:
+    """The comparison of everybody with the champion; its path."""
+    from rl_assets.episodes import Policy
+    from rl_assets.market.snapshot import load_snapshot, load_truth
+    from rl_assets.reports.runs import write_comparison_report
+    from rl_assets.reports.summary import by_policy
+
+    champion, everybody = str(Policy(batch.model_line, found.champion_step)), by_policy(episodes)
+    ids = sorted({str(episode.snapshot_id) for episode in episodes})
+    worlds = {key: (load_snapshot(lake.snapshots, key), load_truth(lake.snapshots, key)) for key in ids}
+    ordered = {champion: everybody[champion], **everybody}
+    return write_comparison_report(lake.batch(batch.id) / "evaluation", ordered, worlds=worlds)
 
 
 def _summary(batch: "Batch", evaluation: "Evaluation") -> dict:

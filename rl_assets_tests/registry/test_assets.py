@@ -19,6 +19,7 @@ from rl_assets.settings import Settings
 from rl_assets.store.lake import read_episodes_parquet
 from rl_assets.store.ledger import Batch, get_batch
 from rl_assets_tests.registry.made import GATE, LINE, evaluated
+from rl_assets_tests.reports.pages import Page
 
 Run = Callable[..., dg.ExecuteInProcessResult]
 
@@ -84,6 +85,9 @@ def test_a_candidate_that_is_no_better_is_measured_turned_down_and_reported(
     for name in ("pnl_by_policy", "paired_differences"):
         assert "data:image/png;base64" in str(shown[name].value)
     assert len(read_episodes_parquet(tmp_path / "batches" / batch.id / "evaluation.parquet")) > 0
+    report = Path(str(shown["report"].value))
+    assert report == tmp_path / "batches" / batch.id / "evaluation" / "report.html"
+    assert f"PnL less that of {LINE}@0" in Page(report).text
 
     deployed = metadata(result, "deployed_model")
     assert (deployed["champion_before"].value, deployed["champion"].value) == (0, 0)
