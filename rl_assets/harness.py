@@ -15,7 +15,7 @@ from rl_assets.agents.runner import Assignment, ReferenceAgent, World, play
 from rl_assets.episodes import Episode, Policy, digest
 from rl_assets.errors import ConfigurationError
 from rl_assets.market.generate import generate
-from rl_assets.market.snapshot import SNAPSHOTS_PER_DAY, SPLITS, save_snapshot
+from rl_assets.market.snapshot import SNAPSHOTS_PER_DAY, SPLITS, WorldConfig, save_snapshot
 from rl_assets.registry.models import get_latest_rl_model, register_base
 from rl_assets.settings import Settings
 from rl_assets.store.agents import provision_agents
@@ -126,9 +126,11 @@ def next_seed(conn: psycopg.Connection) -> int:
     return seed
 
 
-def provide(conn: psycopg.Connection, settings: Settings, split: str, seeds: Sequence[int]) -> list[World]:
+def provide(
+    conn: psycopg.Connection, settings: Settings, split: str, seeds: Sequence[int], config: WorldConfig | None = None
+) -> list[World]:
     """Generate worlds, write their files and register them; those that are there already stay as they are."""
-    worlds = [generate(split, seed) for seed in seeds]
+    worlds = [generate(split, seed, config) for seed in seeds]
     for snapshot, truth in worlds:
         save_snapshot(settings.snapshots, snapshot, truth)
     register_snapshots(conn, [snapshot for snapshot, _ in worlds])

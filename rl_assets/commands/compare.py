@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from rl_assets.commands.entrants import KEY, OPENAI, Asking, entrants_of, keys_of
+from rl_assets.commands.snapshots import DIFFICULTY
 from rl_assets.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ SURE = 0.05
 @click.option("--split", type=click.Choice(["train", "gate", "sealed"]), default="gate", show_default=True)
 @click.option("--first", type=int, default=None, help="First seed; the first of the split if left out.")
 @click.option("--count", type=click.IntRange(1, 10_000), default=64, show_default=True, help="Snapshots of the split.")
+@click.option("--difficulty", type=DIFFICULTY, default="standard", show_default=True, help="Of the split's worlds.")
 @click.option("--snapshot", "ids", multiple=True, help="A snapshot on disk, imported or ours, in place of a split.")
 @click.option("--siblings", type=click.IntRange(1, 512), default=1, show_default=True, help="Episodes per snapshot.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of every agent's draws.")
@@ -49,6 +51,7 @@ def compare(
     split: str,
     first: int | None,
     count: int,
+    difficulty: str,
     ids: tuple[str, ...],
     siblings: int,
     seed: int,
@@ -85,7 +88,7 @@ def compare(
     if not names:
         raise click.UsageError("name at least one agent, such as hold or model")
     asking = Asking(temperature, max_tokens, concurrency, timeout, retries, keys_of(key_env, names))
-    worlds = _chosen(settings, split, first, count, ids)
+    worlds = _chosen(settings, split, first, count, difficulty, ids)
     entrants = entrants_of(settings, names, siblings, asking)
     plan = plan_of(entrants, worlds, seed)
     directory = out or settings.data_dir / "comparisons" / digest(plan)[:12]
@@ -98,7 +101,10 @@ def compare(
     return 1 if results.failures else 0
 
 
-def _chosen(settings: Settings, split: str, first: int | None, count: int, ids: Sequence[str]) -> list[World]:
+def _chosen(
+    settings: Settings, split: str, first: int | None, count: int, difficulty: str, ids: Sequence[str]
+) -> list[World]:
+    from rl_assets.market.config import DIFFICULTIES
     from rl_assets.market.generate import generate
     from rl_assets.market.snapshot import SPLITS, load_snapshot, load_truth
 
@@ -115,7 +121,7 @@ def _chosen(settings: Settings, split: str, first: int | None, count: int, ids: 
         raise ConfigurationError(
             f"split {split} has the seeds {seeds.start} to {seeds.stop - 1}; choose --first and --count within"
         )
-    return [generate(split, number) for number in range(start, start + count)]
+    return [generate(split, number, DIFFICULTIES[difficulty]) for number in range(start, start + count)]
 
 
 def _show(results: Results) -> None:

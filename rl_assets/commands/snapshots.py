@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 SPLIT = click.Choice(["train", "gate", "sealed"])
+DIFFICULTY = click.Choice(["easy", "standard", "hard"])
 
 
 @click.group()
@@ -18,20 +19,24 @@ def snapshots() -> None:
 @click.option("--split", type=SPLIT, default="train", show_default=True)
 @click.option("--first", type=int, default=None, help="First seed; the first of the split if left out.")
 @click.option("--count", type=click.IntRange(1, 10_000), default=16, show_default=True)
-def generate(split: str, first: int | None, count: int) -> None:
+@click.option("--difficulty", type=DIFFICULTY, default="standard", show_default=True)
+def generate(split: str, first: int | None, count: int, difficulty: str) -> None:
     """Write and register the snapshots of consecutive seeds. What is there already stays as it is."""
     from rl_assets.harness import provide
+    from rl_assets.market.config import DIFFICULTIES
     from rl_assets.market.snapshot import SPLITS
     from rl_assets.services import databases
     from rl_assets.settings import Settings
     from rl_assets.store.database import connect, migrate
 
+    if split == "gate" and difficulty != "standard":
+        raise click.UsageError("the gate plays standard worlds alone; choose --split train or sealed for others")
     settings = Settings.from_env()
     start = SPLITS[split].start if first is None else first
     with databases(settings) as urls:
         migrate(urls.babylon)
         with connect(urls.babylon) as conn:
-            worlds = provide(conn, settings, split, range(start, start + count))
+            worlds = provide(conn, settings, split, range(start, start + count), DIFFICULTIES[difficulty])
     for snapshot, _ in worlds:
         click.echo(snapshot.id)
 

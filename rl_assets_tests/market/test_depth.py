@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
+from rl_assets import cli
 from rl_assets.agents import prompt
 from rl_assets.agents.reply import Reply
 from rl_assets.agents.runner import ReferenceAgent, replay
+from rl_assets.commands.snapshots import DIFFICULTY
 from rl_assets.episodes import Policy
 from rl_assets.errors import ConfigurationError, MalformedInput
 from rl_assets.market.audit import audit_skill, audit_snapshot
@@ -287,3 +289,18 @@ def test_a_plain_snapshot_has_no_whispers():
 def test_depth_beyond_its_limits_is_refused(wrong):
     with pytest.raises(ConfigurationError, match="choose one inside"):
         WorldConfig(**wrong)
+
+
+def test_the_command_line_knows_every_difficulty_and_keeps_the_gate_standard(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("RL_ASSETS_DATA", str(tmp_path))
+    assert tuple(DIFFICULTY.choices) == tuple(DIFFICULTIES)
+    assert cli.run(["snapshots", "generate", "--split", "gate", "--difficulty", "hard"]) == cli.BAD_INPUT
+    assert "the gate plays standard worlds alone" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_agents_are_compared_on_hard_worlds_from_the_command_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("RL_ASSETS_DATA", str(tmp_path))
+    line = ["compare", "hold", "oracle", "--split", "train", "--count", "2", "--difficulty", "hard"]
+    assert cli.run([*line, "--out", str(tmp_path / "out")]) == 0
+    assert "leaderboard on 2 snapshots of 1 market days" in capsys.readouterr().out
