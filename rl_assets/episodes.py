@@ -119,6 +119,8 @@ class Episode:
             return "no_prompt"
         if any(not step.logprobs for step in self.steps):
             return "no_logprobs"
+        if any(token < 0 for step in self.steps for token in step.token_ids):
+            return "no_token_ids"
         if self.policy.step is None:
             return "no_policy_step"
         return None

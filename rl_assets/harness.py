@@ -101,11 +101,18 @@ class AgentRow:
 
 def live_model(conn: psycopg.Connection, settings: Settings, on_progress: Progress) -> LiveModel:
     """The champion; where there is none yet, the base policy is built, registered and becomes it."""
-    from rl_assets.training.base import ensure_base_policy
 
-    base = ensure_base_policy(
-        settings.data_dir, settings.model_line, lambda done, total: on_progress("building the base policy", done, total)
-    )
+    def built(done: int, total: int) -> None:
+        on_progress("building the base policy", done, total)
+
+    if settings.backend == "serverless":
+        from rl_assets.training.serverless import ensure_remote_base
+
+        base = ensure_remote_base(settings.serverless, settings.model_line)
+    else:
+        from rl_assets.training.base import ensure_base_policy
+
+        base = ensure_base_policy(settings.data_dir, settings.model_line, built)
     register_base(conn, settings.model_line, base.path, base.digest, metrics=base.metrics)
     return get_latest_rl_model(conn, settings.model_line)
 
@@ -174,13 +181,13 @@ def run(conn: psycopg.Connection, settings: Settings, plan: Plan, model: LiveMod
 
 
 def _assignments(conn: psycopg.Connection, plan: Plan, model: LiveModel) -> list[Assignment]:
-    from rl_assets.agents.neural import NeuralAgent
+    from rl_assets.agents.live import agent_of
 
     agent_ids = provision_agents(conn, plan.agents)
     assignments = []
     for name in dict.fromkeys(plan.agents):
         if name == MODEL:
-            agent = NeuralAgent(model.checkpoint_path, Policy(model.model_line, model.step))
+            agent = agent_of(model.checkpoint_path, Policy(model.model_line, model.step))
             assignments.append(Assignment(agent, agent_ids[name], plan.siblings))
         else:
             assignments.append(Assignment(ReferenceAgent(name), agent_ids[name]))

@@ -30,6 +30,7 @@ class EndpointAgent:
 
     base_url: with its version, such as http://127.0.0.1:8000/v1. timeout: seconds per request. Logprobs are recorded
     where the server gives them; parameters that it refuses by name and that it can do without are left out.
+    cut_off_counts: whether an answer that is longer than max_tokens is played as far as it goes, or is none.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class EndpointAgent:
         concurrency: int = 8,
         timeout: float = 60.0,
         retries: int = 4,
+        cut_off_counts: bool = False,
     ) -> None:
         where = urlsplit(base_url)
         self.policy = Policy(f"{model}@{where.netloc}{where.path.rstrip('/').removesuffix('/v1')}")
@@ -50,6 +52,7 @@ class EndpointAgent:
         self.concurrency = concurrency
         self._base_url, self._model, self._api_key = base_url, model, api_key
         self._temperature, self._timeout, self._retries = temperature, timeout, retries
+        self._cut_off_counts = cut_off_counts
         self._optional: dict[str, Any] = {"logprobs": True, "seed": None, "max_tokens": max_tokens}
 
     @asynccontextmanager
@@ -76,7 +79,7 @@ class EndpointAgent:
                 if not self._goes_without(error):
                     raise NoAnswer(self._reason(error)) from error
             else:
-                return _read(response)
+                return _read(response, self._cut_off_counts)
 
     def _goes_without(self, error: Exception) -> bool:
         """Leave out what the server refuses by name; False where it refuses something else."""
@@ -114,7 +117,7 @@ class _Conversation:
         return reply
 
 
-def _read(response: object) -> Reply:
+def _read(response: object, cut_off_counts: bool) -> Reply:
     """The answer within a response, which the client has not checked. Raises NoAnswer for one that is not whole."""
     choices = response.choices if isinstance(response, ChatCompletion) else None
     if not choices or choices[0].message is None:
@@ -124,7 +127,7 @@ def _read(response: object) -> Reply:
     if refusal or choice.finish_reason == "content_filter":
         said = " ".join(str(refusal or "its content filter").split())[:LONGEST_REASON]
         raise NoAnswer(f"the model refused: {said}")
-    if choice.finish_reason == "length":
+    if choice.finish_reason == "length" and not cut_off_counts:
         raise NoAnswer("the answer was cut off; allow more with --max-tokens")
     content = choice.message.content
     if content is not None and not isinstance(content, str):

@@ -85,9 +85,9 @@ def play_gate(
 
     They are evaluations: nothing learns from them. Raises MissingCheckpoint where a model is not on disk.
     """
-    from rl_assets.agents.neural import NeuralAgent
+    from rl_assets.agents.live import agent_of
 
-    models = [NeuralAgent(m.checkpoint_path, Policy(m.model_line, m.step)) for m in (candidate, champion)]
+    models = [agent_of(m.checkpoint_path, Policy(m.model_line, m.step)) for m in (candidate, champion)]
     assignments = [Assignment(agent, str(agent.policy), siblings) for agent in models]
     assignments += [Assignment(ReferenceAgent(name), name) for name in REFERENCES]
     numbers = itertools.count()

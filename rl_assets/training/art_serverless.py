@@ -51,7 +51,7 @@ class _Model(art.TrainableModel):
 
 def trainable(model: RemoteModel) -> art.TrainableModel:
     """The model as ART wants it, which W&B knows already."""
-    known = {"entity": model.entity, "project": model.project, "name": model.name, "id": model.id}
+    known: dict[str, Any] = {"entity": model.entity, "project": model.project, "name": model.name, "id": model.id}
     return _Model(**known, base_model=model.base_model)  # pyright: ignore[reportCallIssue]
 
 

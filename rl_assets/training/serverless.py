@@ -285,14 +285,7 @@ def _never_connected(error: BaseException) -> bool:
 def _groups(manifest: Manifest, episodes: Mapping[str, Episode]) -> list[art.TrajectoryGroup]:
     from rl_assets.training.codec import to_groups
 
-    groups = to_groups(manifest, episodes)
-    nameless = [i for i in manifest.trajectory_ids if any(t < 0 for s in episodes[i].steps for t in s.token_ids)]
-    if nameless:
-        raise MalformedInput(
-            f"{len(nameless)} episodes of {manifest.batch_id} lack token ids, such as {nameless[0]}; they cannot be "
-            "trained on, free the batch"
-        )
-    return groups
+    return to_groups(manifest, episodes)
 
 
 def _ask(api: WandbApi, submission: Submission) -> Evidence:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 
 import psycopg
 import pytest
@@ -30,24 +29,10 @@ from rl_assets.training.trigger import Look, Runs, look, record_failure
 from rl_assets_tests.registry.made import evaluated
 from rl_assets_tests.store.made import SAMPLE
 from rl_assets_tests.store.waiting import LINE, ids_of, waiting
-from rl_assets_tests.training.wandb_server import KEY, LoopbackWandb, Model, loopback_wandb
+from rl_assets_tests.training.wandb_server import BASE, KEY, LoopbackWandb, Model
 
-BASE = "Qwen/Qwen2.5-3B-Instruct"
 HERE = f"wandb-artifact:///market-agents/rl-assets/{LINE}"
 WINDOWS = [f"2026-11-23T{hour:02}:00" for hour in range(24)]
-
-
-@pytest.fixture
-def wandb(monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackWandb]:
-    with loopback_wandb() as server:
-        for name, value in {
-            "WANDB_API_KEY": KEY,
-            "WANDB_MODE": "disabled",
-            "SERVERLESS_BASE_URL": server.url,
-            "SERVERLESS_BASE_MODEL": BASE,
-        }.items():
-            monkeypatch.setenv(name, value)
-        yield server
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +14,10 @@ import uvicorn
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse, Response
 
+from rl_assets.agents.prompt import HOLD_TEXT
+
 KEY = "wandb-secret-key"
+BASE = "Qwen/Qwen2.5-3B-Instruct"
 
 
 @dataclass
@@ -45,7 +48,8 @@ class Job:
 
 class LoopbackWandb:
     """on_submit: what becomes of submissions, in turn; after these they are answered. ends: whether a job ends as soon
-    as it is accepted. asking: the status with which everything that only asks is answered, 0 for the truth."""
+    as it is accepted. asking: the status with which everything that only asks is answered, 0 for the truth. says: what
+    a model answers. tokens: what its tokens' names begin with. asked: requests for answers."""
 
     def __init__(self) -> None:
         self.url = ""
@@ -56,6 +60,9 @@ class LoopbackWandb:
         self.ends = True
         self.fails = ""
         self.asking = 0
+        self.asked: list[dict[str, Any]] = []
+        self.says: Callable[[dict[str, Any]], str] = lambda body: HOLD_TEXT
+        self.tokens = "token_id:"
         self.released = threading.Event()
         self._numbers = itertools.count(1)
 
@@ -142,6 +149,32 @@ class LoopbackWandb:
             gone = [c for c in model.checkpoints if c["step"] in body["steps"]]
             model.checkpoints = [c for c in model.checkpoints if c not in gone]
             return {"deleted_count": len(gone), "not_found_steps": []}
+
+        @app.post("/v1/chat/completions")
+        def complete(body: dict[str, Any]) -> Any:
+            self.asked.append(body)
+            known = {
+                f"wandb-artifact:///{model.entity}/{model.project}/{model.name}:step{step}"
+                for model in self.models.values()
+                for step in (0, *(checkpoint["step"] for checkpoint in model.checkpoints))
+            }
+            if body["model"] not in known:
+                return JSONResponse({"error": {"message": "no such model"}}, 404)
+            text = self.says(body)
+            tokens = [
+                {"token": f"{self.tokens}{ord(c)}", "logprob": -0.5, "bytes": None, "top_logprobs": []} for c in text
+            ]
+            message = {"role": "assistant", "content": text}
+            choice = {"index": 0, "finish_reason": "stop", "message": message, "logprobs": {"content": tokens}}
+            usage = {"prompt_tokens": 90, "completion_tokens": len(text), "total_tokens": 90 + len(text)}
+            return {
+                "id": "one",
+                "object": "chat.completion",
+                "created": 1,
+                "model": body["model"],
+                "choices": [choice],
+                "usage": usage,
+            }
 
         return app
 

@@ -1,0 +1,209 @@
+"""A batch in, the next checkpoint out: once, whole, or with a reason."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from rl_assets.agents.neural import NeuralPolicy
+from rl_assets.episodes import Episode, Policy
+from rl_assets.errors import CollapsedPolicy, MalformedInput, MissingCheckpoint
+from rl_assets.registry.checkpoints import checkpoint_digest
+from rl_assets.training.manifest import Manifest
+from rl_assets.training.progress import Limits
+from rl_assets.training.service import Grpo, GRPOTrainingService, TrainingResult
+from rl_assets_tests.training import made
+from rl_assets_tests.training.made import LINE, QUICK, by_id, judged, played, rewarded
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> object:
+    """Sums in one order, so that two trainings can be compared bit by bit."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def train(data: Path, manifest: Manifest, episodes: list[Episode], grpo: Grpo = QUICK) -> TrainingResult:
+    return GRPOTrainingService(data, LINE, grpo=grpo).train(manifest, by_id(episodes))
+
+
+def steps(data: Path) -> list[str]:
+    """Names of everything beside the checkpoints, so that half a checkpoint would be seen."""
+    return sorted(path.name for path in GRPOTrainingService(data, LINE).checkpoint(0).parent.iterdir())
+
+
+def test_a_batch_becomes_the_next_step_once_and_its_base_stays_as_it_was(data: Path, batch: list[Episode]) -> None:
+    base = checkpoint_digest(GRPOTrainingService(data, LINE).checkpoint(0))
+    first = train(data, judged(batch), batch)
+    again = train(data, judged(batch), batch)
+    assert steps(data) == ["0000", "0001"]
+    assert (
+        (first.step, first.checkpoint_digest) == (again.step, again.checkpoint_digest) == (1, again.checkpoint_digest)
+    )
+    assert checkpoint_digest(GRPOTrainingService(data, LINE).checkpoint(0)) == base
+    assert first.curve == again.curve
+    assert again.seconds == 0.0
+    assert NeuralPolicy(Path(str(first.checkpoint_path))).grammar is not None
+
+
+def test_the_first_update_sees_the_policy_that_played(data: Path, batch: list[Episode]) -> None:
+    first = train(data, judged(batch), batch).curve[0]
+    assert first["loss/importance_ratio"] == pytest.approx(1.0, abs=1e-4)
+    assert first["loss/kl_base"] == pytest.approx(0.0, abs=1e-5)
+    assert first["loss/clip_fraction"] == 0.0
+
+
+def test_every_update_is_measured(data: Path, batch: list[Episode]) -> None:
+    result = train(data, judged(batch), batch)
+    for point in result.curve:
+        assert all(math.isfinite(value) for value in point.values())
+        assert point["loss/grad_norm"] > 0
+        assert point["loss/entropy"] > 0
+        assert 0 <= point["policy/trade_share"] <= 1
+    assert result.metrics["data/staleness"] == 0.0
+    assert {"held_out/gain_pass_1", "data/best_pass", "loss/clip_fraction"} <= result.metrics.keys()
+
+
+def test_what_is_rewarded_is_done_more_often(data: Path, batch: list[Episode]) -> None:
+    def held(episode: Episode) -> float:
+        return sum(step.action.get("do") == "hold" for step in episode.steps) / len(episode.steps)
+
+    blind = [replace(e, steps=tuple(replace(s, credit=None) for s in e.steps)) for e in batch]
+    manifest = rewarded(judged(blind), {episode.trajectory_id: held(episode) for episode in batch})
+    result = train(data, manifest, blind)
+    before = sum(map(held, batch)) / len(batch)
+    after = played(Path(str(result.checkpoint_path)), range(100, 108), step=1)
+    assert sum(map(held, after)) / len(after) > before + 0.1
+
+
+def test_a_killed_training_leaves_no_step_and_goes_on_where_it_was(
+    data: Path, batch: list[Episode], tmp_path: Path
+) -> None:
+    manifest = judged(batch)
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(data, elsewhere)
+    pickled = tmp_path / "batch.pkl"
+    pickled.write_bytes(pickle.dumps((manifest, by_id(batch))))
+    process = subprocess.Popen(
+        [sys.executable, "-m", made.__name__, str(data), str(pickled)], env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    kept = data / "art" / "rl-assets" / "models" / LINE / "unfinished" / manifest.batch_id / "progress.pt"
+    try:
+        while not kept.exists():
+            assert process.poll() is None, "the training ended before its first pass was kept"
+            time.sleep(0.002)
+    finally:
+        process.kill()
+        process.wait()
+    assert steps(data) == ["0000"]
+    resumed, whole = train(data, manifest, batch), train(elsewhere, manifest, batch)
+    assert steps(data) == ["0000", "0001"]
+    assert not kept.exists()
+    timeless = [[{k: v for k, v in p.items() if k != "time/update_s"} for p in r.curve] for r in (resumed, whole)]
+    assert timeless[0] == timeless[1]
+    ours, theirs = (
+        torch.load(Path(str(r.checkpoint_path)) / "optimizer.pt", weights_only=True) for r in (resumed, whole)
+    )
+    assert str(ours) == str(theirs)
+
+
+def test_the_optimizer_goes_on_from_its_parent(data: Path, batch: list[Episode]) -> None:
+    first = train(data, judged(batch), batch)
+    more = played(Path(str(first.checkpoint_path)), range(8, 12), step=1)
+    second = train(data, judged(more, base_step=1, batch_id="batch-ffff"), more)
+
+    def updates(result: TrainingResult) -> int:
+        state = torch.load(Path(str(result.checkpoint_path)) / "optimizer.pt", weights_only=True)
+        return int(state["state"][0]["step"])
+
+    assert second.step == 2
+    assert updates(second) > updates(first) > 0
+
+
+@pytest.mark.parametrize(
+    ("limits", "what"),
+    [
+        (Limits(entropy_floor=9.0), "its entropy"),
+        (Limits(least_trades=2.0), "answers that trade"),
+        (Limits(most_invalid=-1.0), "answers that are refused"),
+    ],
+)
+def test_a_collapsed_policy_never_becomes_a_step(data: Path, batch: list[Episode], limits: Limits, what: str) -> None:
+    with pytest.raises(CollapsedPolicy, match=what):
+        train(data, judged(batch), batch, replace(QUICK, cpu=replace(QUICK.cpu, limits=limits)))
+    assert steps(data) == ["0000"]
+
+
+def test_passes_end_when_the_policy_has_gone_far_enough(data: Path, batch: list[Episode]) -> None:
+    limits = Limits(kl_ceiling=0.0)
+    result = train(data, judged(batch), batch, replace(QUICK, cpu=replace(QUICK.cpu, limits=limits, holdout=0.0)))
+    record = json.loads((Path(str(result.checkpoint_path)) / "training.json").read_text())
+    assert len(record["passes"]) == 1
+    assert "above 0.0" in record["stopped"]
+
+
+def test_a_gone_base_step_is_named(data: Path, batch: list[Episode]) -> None:
+    shutil.rmtree(GRPOTrainingService(data, LINE).checkpoint(0))
+    with pytest.raises(MissingCheckpoint, match=r"0000 is missing; restore it"):
+        train(data, judged(batch), batch)
+
+
+def test_episodes_of_another_step_are_refused(data: Path, batch: list[Episode]) -> None:
+    stale = [replace(batch[0], policy=Policy(LINE, 5)), *batch[1:]]
+    with pytest.raises(
+        MalformedInput, match=r"1 episodes .* were not played by step 0, such as .* by tiny@5; free the batch"
+    ):
+        train(data, judged(batch), stale)
+    assert steps(data) == ["0000"]
+
+
+def test_episodes_a_few_steps_behind_are_used_where_that_is_allowed(data: Path, batch: list[Episode]) -> None:
+    first = train(data, judged(batch), batch)
+    manifest = replace(judged(batch, batch_id="batch-aaaa"), base_step=1)
+    with pytest.raises(MalformedInput, match="were not played by step 1"):
+        train(data, manifest, batch)
+    second = train(data, manifest, batch, replace(QUICK, most_stale=1))
+    assert (first.step, second.step) == (1, 2)
+    assert second.metrics["data/staleness"] == 1.0
+
+
+def test_a_reward_that_is_no_number_is_refused(data: Path, batch: list[Episode]) -> None:
+    rewards = {e.trajectory_id: 0.5 for e in batch} | {batch[3].trajectory_id: float("nan")}
+    with pytest.raises(MalformedInput, match=r"lacks a reward in \[0, 1\]; re-judge it"):
+        train(data, rewarded(judged(batch), rewards), batch)
+
+
+def test_episodes_without_logprobs_are_refused(data: Path, batch: list[Episode]) -> None:
+    bare = [replace(e, steps=tuple(replace(s, token_ids=(), logprobs=()) for s in e.steps)) for e in batch]
+    with pytest.raises(MalformedInput, match="no_logprobs"):
+        train(data, judged(batch), bare)
+
+
+def test_a_missing_episode_is_named(data: Path, batch: list[Episode]) -> None:
+    with pytest.raises(MalformedInput, match=f"1 episodes .* such as {batch[0].trajectory_id}"):
+        train(data, judged(batch), batch[1:])
+
+
+def test_a_batch_in_which_all_did_equally_well_makes_no_step(data: Path, batch: list[Episode]) -> None:
+    equal = rewarded(judged(batch), {episode.trajectory_id: 0.5 for episode in batch})
+    with pytest.raises(MalformedInput, match="in no group do rewards differ"):
+        train(data, equal, batch)
+    assert steps(data) == ["0000"]
+
+
+def test_a_manifest_of_another_line_is_refused(data: Path, batch: list[Episode]) -> None:
+    with pytest.raises(MalformedInput, match="is of line other"):
+        train(data, replace(judged(batch), model_line="other"), batch)
