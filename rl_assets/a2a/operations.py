@@ -31,14 +31,6 @@ from rl_assets.a2a.params import (
 from rl_assets.a2a.session import Refused, Session
 
 
-def create_post(session: Session, params: CreatePost) -> dict[str, Any]:
-    raise Refused("nobody in this market reads what agents post, so posts are not taken; trade on what the feed says")
-
-
-def join_group(session: Session, params: JoinGroup) -> dict[str, Any]:
-    raise Refused("this market has no group chats; its sources post to the feed alone")
-
-
 def get_clock(session: Session, params: NoParams) -> dict[str, Any]:
     return {}
 
@@ -77,9 +69,9 @@ OPERATIONS: dict[str, Operation] = {
         Operation("openPosition", OpenPosition, orders.open_position, orders=True, tells_clock=True),
         Operation("closePosition", ClosePosition, orders.close_position, orders=True, tells_clock=True),
         Operation("getFeed", GetFeed, views.get_feed),
-        Operation("createPost", CreatePost, create_post),
+        Operation("createPost", CreatePost, orders.create_post, orders=True, tells_clock=True),
         Operation("getChats", NoParams, views.get_chats),
-        Operation("joinGroup", JoinGroup, join_group),
+        Operation("joinGroup", JoinGroup, orders.join_group, orders=True, tells_clock=True),
         Operation("getBalance", NoParams, views.get_balance),
         Operation("getPortfolio", NoParams, views.get_portfolio),
         Operation("getPositions", NoParams, views.get_positions),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from rl_assets.a2a.params import BuyShares, ClosePosition, OpenPosition, SellShares, shown
+from rl_assets.a2a.params import BuyShares, ClosePosition, CreatePost, JoinGroup, OpenPosition, SellShares, shown
 from rl_assets.a2a.session import Refused, Session
 from rl_assets.agents.runner import money
 from rl_assets.market.engine import Do, Engine
@@ -69,6 +69,32 @@ def close_position(session: Session, params: ClosePosition) -> dict[str, Any]:
     paid = _paid(session, before, after)
     gross = after.cash[row] - before.cash[row] + paid["fee"] - margin
     return {"pnl": money(gross - paid["fee"]), "exitPrice": money(entry + gross / units), **paid}
+
+
+def join_group(session: Session, params: JoinGroup) -> dict[str, Any]:
+    """Join a chat or pay for a source, of those that getChats lists."""
+    channels = session.room.config.channels
+    if not channels:
+        raise Refused("this market has no group chats; its sources post to the feed alone")
+    if params.groupId not in channels:
+        raise Refused(f"{shown(params.groupId)!r} is no group chat here; choose from {', '.join(channels)}")
+    before = session.engine
+    after = session.place(Do.JOIN, channels.index(params.groupId), 0.0)
+    return {"groupId": params.groupId, **_paid(session, before, after)}
+
+
+def create_post(session: Session, params: CreatePost) -> dict[str, Any]:
+    """Speak to the crowd of a market; only the way that the first word says is heard."""
+    if not session.room.config.post_influence:
+        raise Refused(
+            "nobody in this market reads what agents post, so posts are not taken; trade on what the feed says"
+        )
+    way = params.content.split()[:1]
+    if params.marketId is None or way not in (["up"], ["down"]):
+        raise Refused("say marketId, and begin content with up or down: the crowd listens to nothing else")
+    before = session.engine
+    after = session.place(Do.POST_UP if way == ["up"] else Do.POST_DOWN, _market(session, params.marketId), 0.0)
+    return {"marketId": params.marketId, "direction": way[0], **_paid(session, before, after)}
 
 
 def _sell(session: Session, place: int, outcome: str, shares: float) -> dict[str, Any]:

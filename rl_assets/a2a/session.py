@@ -65,7 +65,7 @@ class Session:
     def place(self, do: Do, instrument: int, size: float) -> Engine:
         """Place this tick's order. Returns the engine as the order will leave it; raises Refused if it will not.
 
-        instrument: its index. size: dollars.
+        instrument: its index, or that of a channel to join. size: dollars.
         """
         self.room.check_open()
         if self.order is not None or self.acted:
@@ -77,7 +77,9 @@ class Session:
         if errors[self.row] is not None:
             raise Refused(f"the exchange refuses this order: {errors[self.row]}")
         whole = int(size) if size == int(size) else size
-        self.order = prompt.render(do, self.room.config.instruments[instrument], whole)
+        config = self.room.config
+        name = (config.channels if do == Do.JOIN else config.instruments)[instrument]
+        self.order = prompt.render(do, name, whole)
         return after
 
     def act(self) -> None:

@@ -93,7 +93,33 @@ def get_feed(session: Session, params: GetFeed) -> dict[str, Any]:
 
 
 def get_chats(session: Session, params: NoParams) -> dict[str, Any]:
-    return {"chats": []}
+    """What can be joined, and what is said now where the agent has joined."""
+    room, row = session.room, session.row
+    config, names = room.config, room.config.instruments
+    now = [post for post in room.snapshot.whispers if post.tick == room.tick]
+    return {
+        "chats": [
+            {
+                "id": name,
+                "name": f"#{name}",
+                "price": price,
+                "joined": bool(joined),
+                "messages": [
+                    {
+                        "content": f"{'up' if post.up else 'down'} {names[post.instrument]}",
+                        "marketId": names[post.instrument],
+                        "direction": "up" if post.up else "down",
+                        "tick": post.tick + 1,
+                    }
+                    for post in now
+                    if joined and post.source == name
+                ],
+            }
+            for name, price, joined in zip(
+                config.channels, config.channel_prices, session.engine.joined[row], strict=True
+            )
+        ]
+    }
 
 
 def get_balance(session: Session, params: NoParams) -> dict[str, Any]:
