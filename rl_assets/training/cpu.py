@@ -46,7 +46,7 @@ class CpuTraining:
     max_grad_norm: clip. holdout: share of snapshots that are kept apart; the passes end when one wins nothing more
     there, and the best pass is what is saved."""
 
-    passes: int = 3
+    passes: int = 2
     sequences: int = 32
     micro_batch: int = 16
     warm_up: int = 5

@@ -97,7 +97,8 @@ def spoken_key(tokens: np.ndarray, logprobs: np.ndarray) -> bytes:
 def lay_over(tensors: PackedTensors, notes: Notes) -> Marks:
     """Replace, in place, ART's one advantage per trajectory by one per step, and return the other notes.
 
-    None is larger than LARGEST times the mean one. The scale is ART's: over what is learnt from, the mean of
+    None is larger than LARGEST times the mean one, and a refused answer gets the lowest: where it costs less than an
+    average bad trade, a policy learns to be refused. The scale is ART's: over what is learnt from, the mean of
     |advantage * weight| is 1.
 
     Raises KeyError where a packed trajectory has no note.
@@ -116,7 +117,7 @@ def lay_over(tensors: PackedTensors, notes: Notes) -> Marks:
     values, weights = torch.from_numpy(advantages).float(), tensors["weights"]
     learnt = tensors["assistant_mask"] & ~torch.from_numpy(held_out)[:, None]
     most = LARGEST * float(values[learnt].abs().mean())
-    values = values.clamp(-most, most)
+    values = values.clamp(-most, most).masked_fill(torch.from_numpy(invalid), -most)
     scale = (values[learnt].abs() * weights[learnt]).mean()
     tensors["advantages"] = values / scale if scale > 0 else values
     return Marks(torch.from_numpy(trades), torch.from_numpy(invalid), torch.from_numpy(held_out))

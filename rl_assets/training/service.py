@@ -35,8 +35,8 @@ class Grpo:
     behind. cpu: what only the CPU backend knows. Advantages are not scaled by their group's spread."""
 
     learning_rate: float = 1e-3
-    epsilon: float = 0.7
-    epsilon_high: float = 2.0
+    epsilon: float = 0.9
+    epsilon_high: float = 5.0
     most_stale: int = 0
     cpu: CpuTraining = field(default_factory=CpuTraining)
 
