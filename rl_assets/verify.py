@@ -7,12 +7,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Literal
 
 import psycopg
 
-from rl_assets.errors import RlAssetsError
+from rl_assets.errors import MissingCheckpoint, RlAssetsError
 from rl_assets.services import databases
 from rl_assets.settings import REPOSITORY, Settings
 from rl_assets.store.database import connect
@@ -199,7 +198,7 @@ def automation() -> Iterator[Finding]:
 
 def registry(conn: psycopg.Connection, settings: Settings) -> Iterator[Finding]:
     """The champion, the checkpoints that must be kept, and the batches in flight."""
-    from rl_assets.registry.checkpoints import checkpoint_digest
+    from rl_assets.registry.checkpoints import Remote, checkpoint_digest
     from rl_assets.registry.models import champion_step, get_latest_rl_model, list_models
     from rl_assets.store.ledger import batches
 
@@ -211,15 +210,15 @@ def registry(conn: psycopg.Connection, settings: Settings) -> Iterator[Finding]:
         live = get_latest_rl_model(conn, line)
         yield Finding(area, "champion", "pass", f"{live.model_line} step {live.step}: its checkpoint is whole")
     for model in list_models(conn, line):
-        if model.step == step:
+        turned_down_there = isinstance(model.checkpoint_path, Remote) and model.state == "rejected"
+        if model.step == step or turned_down_there:  # such steps are deleted at W&B before the next training
             continue
-        path = Path(model.checkpoint_path)
-        if not path.is_dir():
-            lost = f"{path} is gone"
-        elif checkpoint_digest(path) != model.digest:
-            lost = f"{path} is not what was registered"
-        else:
-            continue
+        try:
+            if checkpoint_digest(model.checkpoint_path) == model.digest:
+                continue
+            lost = f"{model.checkpoint_path} is not what was registered"
+        except MissingCheckpoint as error:
+            lost = str(error)
         yield Finding(area, f"step {model.step}", "warn", lost, "restore it, or it cannot be rolled back to")
     for batch in batches(
         conn, model_line=line, states=("reserved", "training", "trained", "evaluated", "unknown", "failed")
@@ -230,7 +229,7 @@ def registry(conn: psycopg.Connection, settings: Settings) -> Iterator[Finding]:
             batch.id,
             "warn" if stuck else "pass",
             f"{batch.state}, attempt {batch.attempt}" + (f": {batch.error}" if batch.error else ""),
-            "read its run (make ui), then rl-assets batches retry or free" if stuck else "",
+            "read its run (make ui), then rl-assets batches retry, free or settle" if stuck else "",
         )
 
 

@@ -52,3 +52,17 @@ def test_what_is_trained_cannot_be_freed(failed: str, conn: psycopg.Connection, 
         advance_batch(conn, failed, state)
     assert cli.run(["batches", "free", failed]) == cli.FAILED
     assert "is trained and cannot become freed" in capsys.readouterr().err
+
+
+def test_a_person_says_that_an_unknown_batch_was_not_trained(
+    failed: str, conn: psycopg.Connection, capsys: pytest.CaptureFixture[str]
+):
+    for state in ("reserved", "training", "unknown"):
+        advance_batch(conn, failed, state)
+    assert cli.run(["batches", "settle", failed]) != 0
+    assert "give either --trained STEP or --not-trained" in capsys.readouterr().err
+    assert cli.run(["batches", "settle", failed, "--trained", "1"]) == cli.FAILED
+    assert "was not submitted to W&B" in capsys.readouterr().err
+    assert cli.run(["batches", "settle", failed, "--not-trained"]) == 0
+    batch = get_batch(conn, failed)
+    assert (batch.state, batch.error) == ("failed", "a person says that no training came of it")

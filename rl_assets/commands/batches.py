@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def batches() -> None:
-    """Training batches: list, retry, free."""
+    """Training batches: list, retry, free, settle."""
 
 
 @batches.command(name="list")
@@ -50,6 +50,21 @@ def retry(batch_id: str) -> None:
 def free(batch_id: str) -> None:
     """Give the episodes of a failed or reserved batch back, for the next claim."""
     _move(batch_id, "freed", "is freed; its episodes wait again")
+
+
+@batches.command()
+@click.argument("batch_id")
+@click.option("--trained", "step", type=click.IntRange(min=1), help="The step at W&B that came of the batch.")
+@click.option("--not-trained", is_flag=True, help="No training came of it, and none will: it may be submitted again.")
+def settle(batch_id: str, step: int | None, not_trained: bool) -> None:
+    """Say what became of a batch that is unknown, where W&B's own evidence does not decide."""
+    from rl_assets.store.ledger import get_batch
+    from rl_assets.training.serverless import settle as enter
+
+    if (step is not None) == not_trained:
+        raise click.UsageError("give either --trained STEP or --not-trained")
+    with _ledger() as (conn, _):
+        click.echo(enter(conn, get_batch(conn, batch_id), step))
 
 
 def _move(batch_id: str, state: str, what: str) -> None:

@@ -103,6 +103,33 @@ def reconcile(conn: psycopg.Connection, batch: Batch) -> str:
         return f"{batch.id} stays unknown: {error}"
 
 
+def settle(conn: psycopg.Connection, batch: Batch, step: int | None) -> str:
+    """Enter what a person has found out of a batch that is `unknown`: the step that came of it at W&B, None for none.
+
+    Returns it in words. Raises LedgerConflict where the batch is not unknown or the step cannot be of it, and
+    ServiceError.
+    """
+    if batch.state != "unknown":
+        raise LedgerConflict(f"{batch.id} is {batch.state}; only a batch that is unknown is settled")
+    submission = open_submission(batch.result, batch.attempt)
+    reason = "a person says that no training came of it"
+    if submission is None and step is None:
+        advance_batch(conn, batch.id, "failed", error=reason)
+        return f"{batch.id} is failed: {reason}"
+    if submission is None:
+        raise LedgerConflict(f"{batch.id} was not submitted to W&B; settle it with --not-trained")
+    if step is None:
+        return enter(conn, batch, submission, Evidence(Verdict("failed", reason)))
+    with WandbApi(ServerlessSettings.from_env(), seconds=ASKING_SECONDS) as api:
+        events = api.events(submission.job_id) if submission.job_id is not None else []
+        new = {c.step: c for c in api.checkpoints(submission.model_id) if c.id not in submission.known}
+    if step not in new:
+        have = ", ".join(map(str, sorted(new))) or "none"
+        raise LedgerConflict(f"step {step} did not come to {submission.model} since then; those that did: {have}")
+    verdict = Verdict("trained", f"a person says that step {step} of {submission.model} came of it", new[step])
+    return enter(conn, batch, submission, Evidence(verdict, _curve(events)))
+
+
 @dataclass(frozen=True)
 class Evidence:
     """A verdict, and the curve and seconds of the training as far as they are known."""

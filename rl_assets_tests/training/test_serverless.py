@@ -24,7 +24,7 @@ from rl_assets.store.episodes import read_episodes
 from rl_assets.store.ledger import Batch, advance_batch, batches, get_batch
 from rl_assets.training.manifest import Manifest
 from rl_assets.training.result import TrainingResult
-from rl_assets.training.serverless import ServerlessTrainingService, ensure_remote_base
+from rl_assets.training.serverless import ServerlessTrainingService, ensure_remote_base, settle
 from rl_assets.training.trigger import Look, Runs, look, record_failure
 from rl_assets_tests.registry.made import evaluated
 from rl_assets_tests.store.made import SAMPLE
@@ -349,3 +349,24 @@ def test_without_a_key_an_unknown_batch_waits_and_says_so(
     monkeypatch.delenv("WANDB_API_KEY")
     assert "WANDB_API_KEY is not set" in tick(conn, f"{batch.id}:1").reason
     assert [b.state for b in batches(conn, model_line=LINE)] == ["unknown"]
+
+
+@pytest.mark.parametrize("came", [True, False])
+def test_a_person_settles_what_the_evidence_cannot(
+    conn: psycopg.Connection, wandb: LoopbackWandb, batch: Batch, came: bool
+):
+    slow(conn, wandb, batch)
+    wandb.step(remote(wandb))
+    wandb.finish(wandb.jobs[0])
+    unknown = get_batch(conn, batch.id)
+    with pytest.raises(LedgerConflict, match="those that did: 1, 2"):
+        settle(conn, unknown, 3)
+    said = settle(conn, unknown, 2 if came else None)
+    assert "a person says" in said
+    if came:
+        assert get_batch(conn, batch.id).state == "trained"
+        assert get_model(conn, LINE, 2).checkpoint_path == f"{HERE}:step2"
+    else:
+        assert tick(conn, f"{batch.id}:1").run_key == f"{batch.id}:2"
+    with pytest.raises(LedgerConflict, match="only a batch that is unknown"):
+        settle(conn, get_batch(conn, batch.id), None)
