@@ -1,7 +1,4 @@
-"""Playing episodes: agents take turns with the market until it closes, many episodes side by side.
-
-Also the proof that a record is true: `replay` runs the recorded actions again and compares every number.
-"""
+"""Playing episodes: agents take turns with the market until it closes, many episodes side by side."""
 
 from __future__ import annotations
 
@@ -174,10 +171,10 @@ def play(
     on_progress: Callable[[int, int], None] | None = None,
     clock: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> list[Episode]:
-    """Every assignment plays every world with all its siblings. Returns episodes in order of assignment, world, sibling.
+    """Every assignment plays every world with all its siblings: episodes in order of assignment, world, sibling.
 
-    seed, the snapshot's seed and the sibling's number decide every draw. batch: episodes side by side. `new_ids` gives n
-    fresh trajectory ids. `on_progress` is called with the episodes done and in all.
+    seed, the snapshot's seed and the sibling's number decide every draw. batch: episodes side by side. `new_ids` gives
+    n fresh trajectory ids. `on_progress` is called with the episodes done and in all.
     """
     total = sum(a.siblings for a in assignments) * len(worlds)
     episodes: list[Episode] = []
@@ -213,47 +210,6 @@ def play_seats(
         for trajectory_id, (_, sibling) in zip(ids, seats, strict=True)
     ]
     return game.episodes(players, is_evaluation)
-
-
-def replay(episode: Episode, snapshot: Snapshot, truth: Truth) -> list[str]:
-    """Run the recorded responses again. Returns what differs from the record, in words; empty if every bit agrees."""
-    if episode.snapshot_id != snapshot.id:
-        return [f"played on {episode.snapshot_id}, replayed on {snapshot.id}"]
-    if len(episode.steps) != snapshot.n_ticks:
-        return [f"{len(episode.steps)} steps recorded, the snapshot has {snapshot.n_ticks} ticks"]
-    engine = engine_for([snapshot])
-    worth = engine.hindsight([truth])
-    differences = []
-    if episode.system != prompt.system_message(snapshot.config):
-        differences.append("the system message differs")
-    for step in episode.steps:
-        observation = prompt.observations(engine)[0]
-        orders, _, _ = prompt.to_orders([step.response], snapshot.config)
-        fills = engine.step(orders)
-        worth, before = engine.hindsight([truth]), worth
-        replayed = {
-            "observation": observation,
-            "valid": bool(fills.valid[0]),
-            "reward": money(fills.reward[0]),
-            "equity": money(engine.equity[0]),
-            "credit": money(worth[0] - before[0]),
-        }
-        for name, value in replayed.items():
-            recorded = getattr(step, name)
-            if recorded != value:
-                differences.append(f"tick {step.tick}: {name} was {recorded!r}, replays as {value!r}")
-    realised, expected = engine.settle([truth])
-    for name, value in (
-        ("realised_pnl", money(realised[0])),
-        ("expected_pnl", money(expected[0])),
-        ("max_drawdown", money(engine.max_drawdown[0])),
-        ("fees", money(engine.fees[0])),
-        ("breaches", int(engine.breaches[0])),
-        ("trades", int(engine.trades[0])),
-    ):
-        if getattr(episode, name) != value:
-            differences.append(f"{name} was {getattr(episode, name)!r}, replays as {value!r}")
-    return differences
 
 
 def uniform_draws(seeds: list[tuple[int, ...]], count: int) -> np.ndarray:

@@ -32,7 +32,7 @@ babylon_trajectories = dg.AssetSpec(
     group_name="experience",
     kinds={"postgres", "parquet"},
     owners=OWNERS,
-    description="Every episode recorded in the hour, of every shape that Babylon has written, as one typed Parquet file. "
+    description="Every episode recorded in the hour, of every shape that Babylon has written, as typed Parquet. "
     "Rows that cannot be read go to quarantine with a reason each; rows that cannot be trained on say why.",
     check_specs=[
         dg.AssetCheckSpec(
@@ -101,16 +101,16 @@ def recorded_trajectories(
 
 
 def replay_sample(episodes: list, root: Path, most: int | None) -> tuple[int, list[dict[str, str]]]:
-    """Play benchmark episodes again, `most` of them or all, chosen by content hash; returns how many, and mismatches."""
-    from rl_assets.agents.runner import replay
+    """Play benchmark episodes again, `most` of them or all, chosen by content hash: how many, and mismatches."""
+    from rl_assets.agents.replay import replay_all
     from rl_assets.market.snapshot import load_snapshot, load_truth
 
     played = sorted((e for e in episodes if e.snapshot_id is not None), key=lambda e: e.content_hash)[:most]
     worlds = {key: (load_snapshot(root, key), load_truth(root, key)) for key in {e.snapshot_id for e in played}}
     faults = [
         {"trajectory": episode.trajectory_id, "snapshot": episode.snapshot_id, "mismatch": mismatch}
-        for episode in played
-        for mismatch in replay(episode, *worlds[episode.snapshot_id])
+        for episode, differences in zip(played, replay_all(played, worlds), strict=True)
+        for mismatch in differences
     ]
     return len(played), faults
 

@@ -15,7 +15,8 @@ from rl_assets.a2a.babylon import missing, survey
 from rl_assets.a2a.card import agent_card
 from rl_assets.a2a.client import MOST_BYTES, RemoteError, RemoteRefusal, connect, read_url
 from rl_assets.a2a.player import ModelDecider, Played, RuleDecider, play
-from rl_assets.agents.runner import Assignment, ReferenceAgent, replay
+from rl_assets.agents.replay import replay
+from rl_assets.agents.runner import Assignment, ReferenceAgent
 from rl_assets.agents.runner import play as play_here
 from rl_assets.cli import run
 from rl_assets.errors import ConfigurationError

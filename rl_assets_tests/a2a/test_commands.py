@@ -11,7 +11,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from rl_assets.agents.runner import replay
+from rl_assets.agents.replay import replay
 from rl_assets.cli import BAD_INPUT, FAILED, run
 from rl_assets.market.generate import generate
 from rl_assets.market.snapshot import save_snapshot

@@ -5,7 +5,7 @@ import pytest
 from rl_assets.a2a.command import Command
 from rl_assets.a2a.operations import run
 from rl_assets.a2a.session import Refused, Room, Session
-from rl_assets.agents.runner import replay
+from rl_assets.agents.replay import replay
 from rl_assets.market.config import DIFFICULTIES
 from rl_assets.market.generate import generate
 

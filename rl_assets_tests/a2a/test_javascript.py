@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rl_assets.agents.runner import replay
+from rl_assets.agents.replay import replay
 from rl_assets_tests.a2a.sdk import WORLD, Servers
 
 PACKAGE = "@a2a-js/sdk@0.3.14"

@@ -13,7 +13,7 @@ from a2a.types import AgentCard
 from rl_assets.a2a.card import EXTENSION
 from rl_assets.a2a.operations import OPERATIONS
 from rl_assets.a2a.record import recorder
-from rl_assets.agents.runner import replay
+from rl_assets.agents.replay import replay
 from rl_assets.store.episodes import read_episodes
 from rl_assets_tests.a2a.sdk import WORLD, Servers, agent_at, play_out
 

@@ -8,7 +8,7 @@ from rl_assets.a2a.command import Command
 from rl_assets.a2a.operations import OPERATIONS, run
 from rl_assets.a2a.session import Refused, Room, Session
 from rl_assets.a2a.views import clock
-from rl_assets.agents.runner import replay
+from rl_assets.agents.replay import replay
 from rl_assets.market.engine import Do
 from rl_assets_tests.a2a.sdk import WORLD
 

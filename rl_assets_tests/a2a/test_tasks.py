@@ -7,7 +7,7 @@ import pytest
 from a2a.client.errors import A2AClientJSONRPCError
 from a2a.types import TaskIdParams, TaskQueryParams
 
-from rl_assets.agents.runner import replay
+from rl_assets.agents.replay import replay
 from rl_assets_tests.a2a.sdk import WORLD, Servers, agent_at, rpc
 
 

@@ -11,7 +11,8 @@ import pytest
 from rl_assets.agents.benchmark import Entrant, Failure, Results, play_missing, run
 from rl_assets.agents.endpoint import UNKNOWN_TOKEN, EndpointAgent
 from rl_assets.agents.prompt import to_orders
-from rl_assets.agents.runner import ReferenceAgent, World, replay
+from rl_assets.agents.replay import replay
+from rl_assets.agents.runner import ReferenceAgent, World
 from rl_assets.episodes import Episode
 from rl_assets.errors import ConfigurationError, MalformedInput, RlAssetsError
 from rl_assets.market.babylon.importer import import_babylon
@@ -216,7 +217,6 @@ def test_what_is_played_is_not_played_again(model: LoopbackModel, tmp_path: Path
     name = f"m@{model.host}"
     assert after.episodes["random"] == before.episodes["random"]
     assert after.episodes[name][0] == before.episodes[name][0]
-    assert compared(tmp_path, *entrants) == after
 
 
 def test_a_directory_holds_one_comparison(tmp_path: Path):

@@ -15,7 +15,8 @@ import pytest
 
 from rl_assets.agents import prompt
 from rl_assets.agents.reference import Seat
-from rl_assets.agents.runner import Assignment, ReferenceAgent, play, replay
+from rl_assets.agents.replay import replay
+from rl_assets.agents.runner import Assignment, ReferenceAgent, play
 from rl_assets.errors import ConfigurationError, MalformedInput
 from rl_assets.market import engine as engine_module
 from rl_assets.market.audit import audit_snapshot, reference_pnl

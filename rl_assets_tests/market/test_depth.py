@@ -10,8 +10,9 @@ from hypothesis import given, settings
 
 from rl_assets import cli
 from rl_assets.agents import prompt
+from rl_assets.agents.replay import replay
 from rl_assets.agents.reply import Reply
-from rl_assets.agents.runner import ReferenceAgent, replay
+from rl_assets.agents.runner import ReferenceAgent
 from rl_assets.commands.snapshots import DIFFICULTY
 from rl_assets.episodes import Policy
 from rl_assets.errors import ConfigurationError, MalformedInput

@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 from rl_assets.agents.reference import REFERENCE_AGENTS
-from rl_assets.agents.runner import Assignment, ReferenceAgent, play, replay
+from rl_assets.agents.replay import replay, replay_all
+from rl_assets.agents.runner import Assignment, ReferenceAgent, play
 from rl_assets.episodes import Episode
 from rl_assets.market.snapshot import WorldConfig, load_snapshot, load_truth, save_snapshot
 from rl_assets_tests.market.wild import world
@@ -77,3 +78,13 @@ def test_a_record_does_not_replay_on_another_truth():
     snapshot, _ = world(DEFAULT)
     differences = replay(original, snapshot, world(DEFAULT, 1)[1])
     assert any("expected_pnl" in difference for difference in differences)
+
+
+def test_each_of_many_episodes_is_held_against_its_own_record():
+    worlds = {w[0].id: w for w in (world(DEFAULT, seed) for seed in range(3))}
+    record = episodes("random") + episodes("momentum")
+    touched = [*record[:4], step_changed(4, reward=99.0)(record[4]), replace(record[5], steps=record[5].steps[:-1])]
+    found = replay_all(touched, worlds)
+    assert found[:4] == [[], [], [], []]
+    assert found[4] == [f"tick 4: reward was 99.0, replays as {record[4].steps[4].reward!r}"]
+    assert found[5] == ["11 steps recorded, the snapshot has 12 ticks"]

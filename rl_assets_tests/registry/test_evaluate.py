@@ -6,7 +6,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from rl_assets.agents.runner import replay
+from rl_assets.agents.replay import replay
 from rl_assets.episodes import Episode, Policy
 from rl_assets.errors import MalformedInput, MissingCheckpoint
 from rl_assets.market.generate import generate
