@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -15,7 +16,7 @@ import pytest
 
 from rl_assets.agents.grammar import save_grammar
 from rl_assets.agents.prompt import legal_actions
-from rl_assets.cli import BAD_INPUT, FAILED, run
+from rl_assets.cli import BAD_INPUT, FAILED, INTERRUPTED, run
 from rl_assets.market.babylon.importer import import_babylon
 from rl_assets.market.snapshot import WorldConfig, save_snapshot
 from rl_assets.registry.checkpoints import checkpoint_digest
@@ -92,8 +93,9 @@ def test_text_of_agents_is_harmless_in_the_report(data: Path, model: LoopbackMod
         assert name in page.text
 
 
-def test_a_comparison_that_was_killed_goes_on_with_what_is_missing(
-    data: Path, model: LoopbackModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_comparison_that_was_stopped_goes_on_with_what_is_missing(
+    data: Path, model: LoopbackModel, tmp_path: Path, capsys: pytest.CaptureFixture[str], how: signal.Signals
 ):
     reached, never = threading.Event(), threading.Event()
 
@@ -104,25 +106,20 @@ def test_a_comparison_that_was_killed_goes_on_with_what_is_missing(
         return Reply(wait_for=never)
 
     model.mode = second_episode_hangs
-    arguments = [
-        "compare",
-        f"openai:m@{model.url}",
-        "hold",
-        *CHOSEN,
-        "--concurrency",
-        "1",
-        "--out",
-        str(tmp_path / "o"),
-    ]
+    agents = [f"openai:m@{model.url}", "hold", "--concurrency", "1"]
+    arguments = ["compare", *agents, *CHOSEN, "--out", str(tmp_path / "o")]
     process = subprocess.Popen(
-        [sys.executable, "-m", "rl_assets", *arguments], env=dict(os.environ), stdout=subprocess.DEVNULL
+        [sys.executable, "-m", "rl_assets", *arguments], env=dict(os.environ), stderr=subprocess.PIPE, text=True
     )
     try:
         assert reached.wait(120)
+        process.send_signal(how)
+        _, said = process.communicate(timeout=60)
     finally:
         process.kill()
-        process.wait()
         never.set()
+    if how == signal.SIGINT:
+        assert (process.returncode, said.strip()) == (INTERRUPTED, "rl-assets: interrupted")
     kept = read_episodes_parquet(tmp_path / "o" / "episodes.parquet")
     assert [(e.policy.name, e.snapshot_id) for e in kept] == [
         *(("hold", snapshot.id) for snapshot, _ in SMALL),
@@ -130,7 +127,7 @@ def test_a_comparison_that_was_killed_goes_on_with_what_is_missing(
     ]
     assert not (tmp_path / "o" / "report.html").exists()
     model.mode, asked = good, len(model.calls)
-    assert run(["compare", *arguments[1:]]) == 0
+    assert run(arguments) == 0
     assert len(model.calls) - asked == 6
     assert kept[-1] in read_episodes_parquet(tmp_path / "o" / "episodes.parquet")
     capsys.readouterr()

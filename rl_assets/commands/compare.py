@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from rl_assets.commands.entrants import KEY, OPENAI, Asking, entrants_of, keys_of
-from rl_assets.commands.snapshots import DIFFICULTY
+from rl_assets.commands.snapshots import DIFFICULTY, SPLIT
 from rl_assets.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ SURE = 0.05
 
 @click.command()
 @click.argument("agents", nargs=-1)
-@click.option("--split", type=click.Choice(["train", "gate", "sealed"]), default="gate", show_default=True)
+@click.option("--split", type=SPLIT, default="gate", show_default=True)
 @click.option("--first", type=int, default=None, help="First seed; the first of the split if left out.")
 @click.option("--count", type=click.IntRange(1, 10_000), default=64, show_default=True, help="Snapshots of the split.")
 @click.option("--difficulty", type=DIFFICULTY, default="standard", show_default=True, help="Of the split's worlds.")
@@ -92,6 +93,8 @@ def compare(
     entrants = entrants_of(settings, names, siblings, asking)
     plan = plan_of(entrants, worlds, seed)
     directory = out or settings.data_dir / "comparisons" / digest(plan)[:12]
+    # asyncio ends what is being asked in good order, where the handler is Python's own.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with progress() as report:
         results, page = run(
             directory, entrants, worlds, seed=seed, on_progress=lambda name, done, n: report(f"playing {name}", done, n)
