@@ -8,7 +8,7 @@ from typing import Any
 from rl_assets.a2a.params import GetFeed, NoParams, Status
 from rl_assets.a2a.session import Session
 from rl_assets.agents.runner import money
-from rl_assets.market.snapshot import FUNDING_UNIT
+from rl_assets.market.snapshot import FUNDING_UNIT, at_tick
 
 
 def clock(session: Session) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def get_chats(session: Session, params: NoParams) -> dict[str, Any]:
     """What can be joined, and what is said now where the agent has joined."""
     room, row = session.room, session.row
     config, names = room.config, room.config.instruments
-    now = [post for post in room.snapshot.whispers if post.tick == room.tick]
+    now = at_tick(room.snapshot.whispers, room.tick)
     return {
         "chats": [
             {

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from rl_assets.market.engine import Do, Engine, Orders
-from rl_assets.market.snapshot import WorldConfig
+from rl_assets.market.snapshot import WorldConfig, at_tick
 from rl_assets.market.sources import SOURCES, WIRE
 
 PROMPT_VERSION = "market-1"
@@ -83,7 +83,7 @@ def observations(engine: Engine) -> list[str]:
     posts: dict[int, str] = {}
     names = config.instruments
     for place, snapshot in enumerate(engine.unique):
-        said = (p for p in snapshot.posts if p.tick == tick)
+        said = at_tick(snapshot.posts, tick)
         posts[place] = "".join(f"\n@{p.source} {'up' if p.up else 'down'} {names[p.instrument]}" for p in said)
     texts = []
     for row in range(engine.n):
@@ -106,8 +106,8 @@ def _whispers(engine: Engine, row: int) -> str:
     names = engine.config.instruments
     said = [
         f"\n#{p.source} {'up' if p.up else 'down'} {names[p.instrument]}"
-        for p in engine.unique[engine.world[row]].whispers
-        if p.tick == engine.tick and p.source in inside
+        for p in at_tick(engine.unique[engine.world[row]].whispers, engine.tick)
+        if p.source in inside
     ]
     joined = [name for name in engine.config.channels if name in inside]
     return (f"\nin {' '.join(joined)}" if joined else "") + "".join(said)

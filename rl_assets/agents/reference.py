@@ -11,7 +11,7 @@ import numpy as np
 from rl_assets.agents.prompt import SIZES
 from rl_assets.errors import ConfigurationError
 from rl_assets.market.engine import Do, Orders
-from rl_assets.market.snapshot import Post, Truth, WorldConfig
+from rl_assets.market.snapshot import Post, Truth, WorldConfig, at_tick
 from rl_assets.market.sources import RELIABILITY
 
 REFERENCE_AGENTS: tuple[str, ...] = (
@@ -72,12 +72,11 @@ class Seat:
         width = engine.config.markets + engine.config.perps
         weight, told = np.zeros((len(engine.unique), width)), np.zeros((len(engine.unique), width))
         for place, snapshot in enumerate(engine.unique):
-            for post in snapshot.posts:
-                if post.tick == engine.tick:
-                    sign = 1.0 if post.up else -1.0
-                    r = RELIABILITY.get(post.source, 0.5)
-                    weight[place, post.instrument] = sign * np.log(r / (1.0 - r))
-                    told[place, post.instrument] = sign
+            for post in at_tick(snapshot.posts, engine.tick):
+                sign = 1.0 if post.up else -1.0
+                r = RELIABILITY.get(post.source, 0.5)
+                weight[place, post.instrument] = sign * np.log(r / (1.0 - r))
+                told[place, post.instrument] = sign
         return weight[engine.world[self.rows]], told[engine.world[self.rows]]
 
 

@@ -6,8 +6,11 @@ How the numbers come about belongs in `generate`; what an agent's trades do to t
 from __future__ import annotations
 
 import json
+import operator
 import os
 import re
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from itertools import pairwise
@@ -43,6 +46,7 @@ PERP_UNIT = 1e-2
 FUNDING_UNIT = 1e-6
 """Fraction of notional per tick per integer of a stored funding rate."""
 
+_TICK = operator.attrgetter("tick")
 _ID = re.compile(r"(train|gate|sealed)-(\d{6})-([0-9a-f]{12})", re.ASCII)
 
 
@@ -154,6 +158,11 @@ class Truth:
             "fair": self.fair.tolist(),
             "outcomes": self.outcomes.tolist(),
         }
+
+
+def at_tick(posts: Sequence[Post], tick: int) -> Sequence[Post]:
+    """Those of some posts in order of tick that were said at this one."""
+    return posts[bisect_left(posts, tick, key=_TICK) : bisect_right(posts, tick, key=_TICK)]
 
 
 def save_snapshot(root: Path, snapshot: Snapshot, truth: Truth) -> Path:
