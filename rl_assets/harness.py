@@ -106,7 +106,7 @@ def live_model(conn: psycopg.Connection, settings: Settings, on_progress: Progre
         on_progress("building the base policy", done, total)
 
     if settings.backend == "serverless":
-        from rl_assets.training.serverless import ensure_remote_base
+        from rl_assets.training.remote_models import ensure_remote_base
 
         base = ensure_remote_base(settings.serverless, settings.model_line)
     else:

@@ -59,7 +59,7 @@ def free(batch_id: str) -> None:
 def settle(batch_id: str, step: int | None, not_trained: bool) -> None:
     """Say what became of a batch that is unknown, where W&B's own evidence does not decide."""
     from rl_assets.store.ledger import get_batch
-    from rl_assets.training.serverless import settle as enter
+    from rl_assets.training.reconcile import settle as enter
 
     if (step is not None) == not_trained:
         raise click.UsageError("give either --trained STEP or --not-trained")

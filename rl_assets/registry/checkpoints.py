@@ -44,7 +44,7 @@ def checkpoint_digest(path: Path | Remote) -> str:
     Raises MissingCheckpoint if there is no such checkpoint.
     """
     if isinstance(path, Remote):
-        from rl_assets.training.serverless import remote_digest
+        from rl_assets.training.remote_models import remote_digest
 
         return remote_digest(path)
     files = sorted(file for file in path.rglob("*") if file.is_file())

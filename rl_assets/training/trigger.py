@@ -107,7 +107,7 @@ def _resume(conn: psycopg.Connection, batch: Batch, runs: Runs) -> Look:
     if runs.live is not None:
         return Look(f"{batch.id} is {batch.state}, in run {runs.live}")
     if batch.state == "unknown":
-        from rl_assets.training.serverless import reconcile
+        from rl_assets.training.reconcile import reconcile
 
         return Look(reconcile(conn, batch))
     if batch.state == "reserved" and _key(batch) not in runs.ended:

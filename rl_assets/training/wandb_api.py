@@ -18,6 +18,8 @@ from rl_assets.errors import ConfigurationError, ServiceError
 from rl_assets.settings import ServerlessSettings
 from rl_assets.training.submission import Checkpoint, Event
 
+ASKING_SECONDS = 25.0
+"""For all that is asked at a time: a sensor's tick ends at 60 s, and has more to do."""
 PAGE = 100
 MOST_PAGES = 200
 LONGEST_REASON = 300

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
+from typing import Any
 
 import psycopg
 import pytest
@@ -22,9 +24,12 @@ from rl_assets.registry.models import (
 from rl_assets.settings import ServerlessSettings
 from rl_assets.store.episodes import read_episodes
 from rl_assets.store.ledger import Batch, advance_batch, batches, get_batch
+from rl_assets.training.art_serverless import watched_backend
 from rl_assets.training.manifest import Manifest
+from rl_assets.training.reconcile import settle
+from rl_assets.training.remote_models import ensure_remote_base
 from rl_assets.training.result import TrainingResult
-from rl_assets.training.serverless import ServerlessTrainingService, ensure_remote_base, settle
+from rl_assets.training.serverless import ServerlessTrainingService
 from rl_assets.training.trigger import Look, Runs, look, record_failure
 from rl_assets_tests.registry.made import evaluated
 from rl_assets_tests.store.made import SAMPLE
@@ -188,6 +193,21 @@ def test_without_a_connection_nothing_was_submitted(
     with pytest.raises(ServiceError, match="could not be asked"):
         run(conn, batch)
     assert get_batch(conn, batch.id).state == "failed"
+
+
+def test_a_submission_that_found_nobody_listening_is_tried_again(
+    conn: psycopg.Connection, wandb: LoopbackWandb, batch: Batch, monkeypatch: pytest.MonkeyPatch
+):
+    def elsewhere(settings: ServerlessSettings, *hooks: Any) -> Any:
+        return watched_backend(replace(settings, base_url="http://127.0.0.1:9/v1"), *hooks)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("rl_assets.training.art_serverless.watched_backend", elsewhere)
+        with pytest.raises(ServiceError, match="nothing was submitted"):
+            run(conn, batch)
+    assert get_batch(conn, batch.id).state == "failed"
+    assert tick(conn, f"{batch.id}:1").run_key == f"{batch.id}:2"
+    assert run(conn, batch).step == 1
 
 
 def test_a_key_that_is_not_valid_is_said_and_not_shown(

@@ -88,7 +88,7 @@ def test_with_a_key_everything_is_played_and_trained_at_wandb(
 
 def made(wandb: LoopbackWandb) -> None:
     from rl_assets.settings import ServerlessSettings
-    from rl_assets.training.serverless import ensure_remote_base
+    from rl_assets.training.remote_models import ensure_remote_base
 
     assert ensure_remote_base(ServerlessSettings.from_env(), "line").path == STEP_0
 
