@@ -226,6 +226,8 @@ class Engine:
 
     def _fill(self, orders: Orders, error: np.ndarray, traded: np.ndarray) -> None:
         do, instrument, size = orders.do, orders.instrument.astype(np.int64), orders.size
+        if not do.any():
+            return
         markets = self.config.markets
         joins, posts = do == Do.JOIN, _POSTS[do]
         names = np.where(joins, self.joined.shape[1], markets + self.config.perps)
@@ -264,8 +266,10 @@ class Engine:
                 self._sell(rows, instrument, size, do, held, name)
         error[prediction & sells & ~traded] = "nothing to sell"
         self._trade_perps(np.flatnonzero(perpetual & open_), orders, error, traded)
-        self._speak(np.flatnonzero(prediction & posts), instrument, do)
-        self._join(np.flatnonzero(joins & open_), instrument, error)
+        if posts.any():
+            self._speak(np.flatnonzero(prediction & posts), instrument, do)
+        if joins.any():
+            self._join(np.flatnonzero(joins & open_), instrument, error)
 
     def _speak(self, rows: np.ndarray, instrument: np.ndarray, do: np.ndarray) -> None:
         """Sway the crowd's odds. Who speaks of a market again is believed half as much."""
