@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
     from rl_assets.judging import Judge as JudgeProtocol
     from rl_assets.training.base import BasePolicy
+    from rl_assets.training.remote_models import RemoteBase
     from rl_assets.training.result import TrainingResult
-    from rl_assets.training.serverless import RemoteBase, ServerlessTrainingService
+    from rl_assets.training.serverless import ServerlessTrainingService
     from rl_assets.training.service import GRPOTrainingService
 
 
@@ -177,7 +178,7 @@ class Trainer(dg.ConfigurableResource):
         """Step 0 of the line, built where there is none; `on_progress` is called with updates done and in all."""
         settings = Settings.from_env()
         if (self.backend or settings.backend) == "serverless":
-            from rl_assets.training.serverless import ensure_remote_base
+            from rl_assets.training.remote_models import ensure_remote_base
 
             return ensure_remote_base(settings.serverless, self.line)
         from rl_assets.training.base import ensure_base_policy
@@ -188,36 +189,31 @@ class Trainer(dg.ConfigurableResource):
 class Tracking(dg.ConfigurableResource):
     """Weights & Biases: one run per training batch, in a group per model line."""
 
-    project: str = Field(default="rl-assets", description="W&B project.")
+    project: str = Field(default="", description="W&B project. Empty: WANDB_PROJECT, or rl-assets.")
     mode: str = Field(
         default="",
         description="`online` needs WANDB_API_KEY; `offline` writes the run under <data>/wandb, for `wandb sync`; "
         "`disabled` writes nothing. Empty: WANDB_MODE, or online.",
     )
 
-    def log_training(self, result: "TrainingResult", data_dir: Path) -> str | None:
-        """Write a training's curve and metrics. Returns the run's URL, its directory if offline, None if disabled."""
+    def log_training(self, result: "TrainingResult", data_dir: Path) -> str:
+        """Record a training with its lineage, once however often this is called. Returns where, or why it is not
+        tracked: the training stands either way."""
         mode = self.mode or os.environ.get("WANDB_MODE", "online")
         if mode == "disabled":
-            return None
-        import wandb
+            return "not tracked"
+        from rl_assets.errors import RlAssetsError
+        from rl_assets.tracking import track_training
 
-        directory = data_dir / "wandb"
-        directory.mkdir(parents=True, exist_ok=True)
-        run = wandb.init(
-            project=self.project,
-            group=result.model_line,
-            job_type="train",
-            name=result.batch_id,
-            mode=mode,  # pyright: ignore[reportArgumentType]
-            dir=str(directory),
-            config={"base_step": result.base_step, "step": result.step, "backend": result.backend},
-            settings=wandb.Settings(console="off", silent=True, x_disable_stats=True),
-        )
+        settings = Settings.from_env().serverless
         try:
-            for point in result.curve:
-                run.log(point)
-            run.summary.update({**result.metrics, "seconds": result.seconds, "digest": result.checkpoint_digest})
-            return str(run.url or Path(run.dir).parent)
-        finally:
-            run.finish()
+            return track_training(
+                result,
+                data_dir / "batches" / result.batch_id,
+                data_dir / "wandb",
+                project=self.project or settings.project,
+                entity=settings.entity,
+                mode=mode,
+            )
+        except (RlAssetsError, OSError) as error:
+            return f"not tracked: {error}"

@@ -196,9 +196,8 @@ def trained_models(
         if batch.state in ("reserved", "training", "unknown"):
             kept = get_batch(conn, batch_id).result or {}
             advance_batch(conn, batch_id, "trained", run_id=context.run_id, result={**kept, **result.summary()})
-            tracked = tracking.log_training(result, lake.root)
-        else:
-            tracked = None
+    tracked = tracking.log_training(result, lake.root)
+    context.log.info(f"Weights & Biases: {tracked}")
     faults = _logprob_faults(episodes.values(), result)
     return dg.MaterializeResult(
         metadata={
@@ -209,7 +208,7 @@ def trained_models(
             "episodes": len(manifest.trajectory_ids),
             "backend": result.backend,
             "training_seconds": round(result.seconds, 1),
-            "wandb": tracked or "not tracked",
+            "wandb": tracked,
             "learning_curve": picture(learning_curve(result.curve)),
             "metrics": table([{"metric": name, "mean_over_updates": value} for name, value in result.metrics.items()]),
         },
