@@ -71,9 +71,10 @@ class RulerSettings:
             raise ConfigurationError(
                 "RULER_JUDGE_BASE_URL is not the URL of an API; write it like http://127.0.0.1:8000/v1"
             )
-        if urlsplit(self.base_url).username or urlsplit(self.base_url).password:
+        address = urlsplit(self.base_url)
+        if address.username or address.password or address.query:  # it is shown with every judgement set
             raise ConfigurationError(
-                "RULER_JUDGE_BASE_URL holds a user or password; leave them out and set RULER_JUDGE_API_KEY"
+                "RULER_JUDGE_BASE_URL holds a user, a password or a query; leave them out and set RULER_JUDGE_API_KEY"
             )
 
     @classmethod
@@ -215,6 +216,8 @@ def prepare_environment(env: MutableMapping[str, str] | None = None) -> None:
         "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin while they wait slow a busy machine down sixfold
         "DAGSTER_HOME": str(REPOSITORY),
         "RL_ASSETS_DAGSTER_DIR": str(data_dir / "dagster"),  # named in dagster.yaml
+        "WANDB_DATA_DIR": str(data_dir / "wandb" / "data"),  # artifacts wait there for `wandb sync`
+        "WANDB_CACHE_DIR": str(data_dir / "wandb" / "cache"),
     }.items():
         env.setdefault(name, value)
     if not env.get("WANDB_API_KEY"):

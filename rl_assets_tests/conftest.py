@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from hypothesis import HealthCheck, settings
 
 from rl_assets.settings import prepare_environment
 from rl_assets.store.database import connect, migrate
@@ -18,6 +19,9 @@ from rl_assets.store.embedded import EmbeddedPostgres
 from rl_assets_tests.processes import SMALL, start, with_a_weak_policy
 
 prepare_environment()
+# How long an example takes says how busy the machine is, and nothing about what is tested.
+settings.register_profile("rl-assets", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("rl-assets")
 
 _numbers = itertools.count()
 

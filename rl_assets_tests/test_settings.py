@@ -94,6 +94,7 @@ def test_a_model_makes_ruler_the_judge_and_its_key_is_never_shown():
         ("RULER_JUDGE_TOKENS_PER_DAY", "1e6"),
         ("RULER_JUDGE_BASE_URL", "localhost:8000"),
         ("RULER_JUDGE_BASE_URL", "https://me:hunter2@judge/v1"),
+        ("RULER_JUDGE_BASE_URL", "https://judge/v1?key=hunter2"),
     ],
 )
 def test_a_setting_of_the_judge_that_cannot_be_used_is_named(name: str, value: str):

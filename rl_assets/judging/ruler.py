@@ -87,7 +87,8 @@ class RulerJudge:
 
     A member with a rule breach scores below every member without one. Scores that differ by less than the judge's own
     noise make a group without spread. A group whose judging fails in any part stays unjudged as a whole, as
-    `judge_<class>`, and is asked again the next time; what was answered by then is not paid for again.
+    `judge_<class>`, and is tried again the next time; what was answered by then is not paid for again. `low_agreement`
+    and `canary` follow from answers, and so change with the judge, the prompt or the number of passes.
     """
 
     def __init__(self, settings: RulerSettings, conn: psycopg.Connection) -> None:

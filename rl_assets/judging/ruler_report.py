@@ -50,6 +50,7 @@ def figures(report: RulerReport) -> dict[str, Any]:
         "canaries_that_won": sum(seen.failure == "canary" for seen in canaries),
         "ablations": len(moved),
         "ablations_that_moved_ranks": sum(tau < MOVED for tau in moved),
+        "ablations_that_failed": sum(bool(seen.problem and not seen.failure) for seen in judged),
     }
 
 

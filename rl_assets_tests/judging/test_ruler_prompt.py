@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -56,10 +57,9 @@ def test_a_planted_episode_does_nothing_right_and_praises_itself():
     assert len({canary(members, f"g{n}").steps[0].response for n in range(40)}) == 4
 
 
-@given(st.floats(0, 1), st.text(max_size=8))
-def test_a_sample_is_the_same_every_time_and_of_its_share(share: float, purpose: str):
-    names = [f"g{number}" for number in range(300)]
-    chosen = [name for name in names if sampled(name, purpose, share)]
-    assert chosen == [name for name in names if sampled(name, purpose, share)]
-    assert abs(len(chosen) / 300 - share) < 0.2
-    assert not any(sampled(name, purpose, 0.0) for name in names)
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 1.0])
+def test_a_sample_is_of_its_share(share: float):
+    names = [f"g{number}" for number in range(1000)]
+    chosen = [name for name in names if sampled(name, "canary", share)]
+    assert len(chosen) == pytest.approx(1000 * share, abs=50)
+    assert chosen != [name for name in names if sampled(name, "ablation", share)] or share in (0.0, 1.0)
