@@ -7,11 +7,13 @@ import time
 import uuid
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import uvicorn
-from fastapi import FastAPI, HTTPException
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
 from rl_assets.agents.neural import Conversations, NeuralPolicy
@@ -21,12 +23,12 @@ LOADED_AT_ONCE = 4
 
 
 class ChatMessage(BaseModel):
-    role: str
+    role: Literal["system", "user", "assistant"]
     content: str
 
 
 class ChatRequest(BaseModel):
-    """The part of OpenAI's chat completion request that a policy without tools can honour."""
+    """The part of OpenAI's chat completion request that a policy without tools can honour; the rest is ignored."""
 
     model: str
     messages: list[ChatMessage] = Field(min_length=1)
@@ -36,6 +38,7 @@ class ChatRequest(BaseModel):
     seed: int | None = None
     logprobs: bool = False
     n: int = Field(default=1, ge=1, le=64)
+    stream: Literal[False] | None = None
 
 
 class InferenceServer:
@@ -92,6 +95,8 @@ class InferenceServer:
 
     def _app(self) -> FastAPI:
         app = FastAPI(title=f"rl-assets {self.model_name}")
+        app.add_exception_handler(HTTPException, _refuse)
+        app.add_exception_handler(RequestValidationError, _misread)
 
         @app.get("/v1/models")
         def models() -> dict[str, Any]:
@@ -113,7 +118,8 @@ class InferenceServer:
         )
         prompt = policy.encode(str(text))
         if len(prompt) + limit > policy.model.config.max_position_embeddings:
-            raise HTTPException(400, f"the prompt has {len(prompt)} tokens, more than this model's context can take")
+            most = policy.model.config.max_position_embeddings - limit
+            raise HTTPException(400, f"the prompt has {len(prompt)} tokens, more than the {most} that fit; shorten it")
         draws = np.random.default_rng(request.seed).random((request.n, limit))
         table = Conversations(policy, [""] * request.n, request.temperature, max_tokens=limit)
         replies = table.continue_with([prompt] * request.n, draws)
@@ -145,3 +151,17 @@ class InferenceServer:
                 "total_tokens": len(prompt) + said,
             },
         }
+
+
+async def _refuse(_: Request, error: Exception) -> JSONResponse:
+    """An error as OpenAI's clients read it: one sentence under `error.message`."""
+    assert isinstance(error, HTTPException)
+    return JSONResponse({"error": {"message": error.detail, "type": "invalid_request_error"}}, error.status_code)
+
+
+async def _misread(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"] if part != "body") or "the request"
+    message = f"{where} cannot be used: {first['msg']}"
+    return JSONResponse({"error": {"message": message, "type": "invalid_request_error"}}, 400)

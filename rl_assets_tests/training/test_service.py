@@ -77,16 +77,27 @@ def test_every_update_is_measured(data: Path, batch: list[Episode]) -> None:
     assert {"held_out/gain_pass_1", "data/best_pass", "loss/clip_fraction"} <= result.metrics.keys()
 
 
-def test_what_is_rewarded_is_done_more_often(data: Path, batch: list[Episode]) -> None:
-    def held(episode: Episode) -> float:
-        return sum(step.action.get("do") == "hold" for step in episode.steps) / len(episode.steps)
+def share(episode: Episode, *kinds: str) -> float:
+    return sum(step.action.get("do") in kinds for step in episode.steps) / len(episode.steps)
 
-    blind = [replace(e, steps=tuple(replace(s, credit=None) for s in e.steps)) for e in batch]
-    manifest = rewarded(judged(blind), {episode.trajectory_id: held(episode) for episode in batch})
-    result = train(data, manifest, blind)
-    before = sum(map(held, batch)) / len(batch)
+
+def without_credit(episodes: list[Episode]) -> list[Episode]:
+    return [replace(e, steps=tuple(replace(s, credit=None) for s in e.steps)) for e in episodes]
+
+
+def test_what_is_rewarded_is_done_more_often(data: Path, batch: list[Episode]) -> None:
+    wanted = {episode.trajectory_id: share(episode, "long", "short") for episode in batch}
+    result = train(data, rewarded(judged(batch), wanted), without_credit(batch))
     after = played(Path(str(result.checkpoint_path)), range(100, 108), step=1)
-    assert sum(map(held, after)) / len(after) > before + 0.1
+    before = sum(wanted.values()) / len(wanted)
+    assert sum(share(e, "long", "short") for e in after) / len(after) > before + 0.1
+
+
+def test_a_policy_that_learns_to_hold_never_becomes_a_step(data: Path, batch: list[Episode]) -> None:
+    wanted = {episode.trajectory_id: share(episode, "hold") for episode in batch}
+    with pytest.raises(CollapsedPolicy, match="the share of its answers that trade"):
+        train(data, rewarded(judged(batch), wanted), without_credit(batch))
+    assert steps(data) == ["0000"]
 
 
 def test_a_killed_training_leaves_no_step_and_goes_on_where_it_was(
@@ -137,7 +148,6 @@ def test_the_optimizer_goes_on_from_its_parent(data: Path, batch: list[Episode])
     ("limits", "what"),
     [
         (Limits(entropy_floor=9.0), "its entropy"),
-        (Limits(least_trades=2.0), "answers that trade"),
         (Limits(most_invalid=-1.0), "answers that are refused"),
     ],
 )
