@@ -5,9 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from rl_assets import cli
 from rl_assets.market.leakage import LEAST_WORLDS, audit_leakage, fit_logistic
-from rl_assets.market.snapshot import PRICE_UNIT, WorldConfig
+from rl_assets.market.snapshot import PRICE_UNIT, WorldConfig, save_snapshot
 from rl_assets.market.sources import SOURCES
+from rl_assets.settings import Settings
 from rl_assets_tests.market.wild import world
 
 DEFAULT = WorldConfig()
@@ -104,3 +106,23 @@ def test_the_model_finds_the_weights_that_made_its_data():
 
 def test_every_source_speaks_in_these_worlds(worlds):
     assert {p.source for s, _ in worlds for p in s.posts} == {source.name for source in SOURCES}
+
+
+def test_the_command_line_audits_what_is_on_disk(worlds, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("RL_ASSETS_DATA", str(tmp_path))
+    root = Settings.from_env().snapshots
+    for snapshot, truth in worlds[:4]:
+        save_snapshot(root, snapshot, truth)
+    assert cli.run(["snapshots", "audit", "--leakage"]) == cli.BAD_INPUT
+    assert f"generate at least {LEAST_WORLDS}" in capsys.readouterr().err
+    for snapshot, truth in worlds[4:LEAST_WORLDS]:
+        save_snapshot(root, snapshot, truth)
+    assert cli.run(["snapshots", "audit", "--leakage", "--skill"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"{LEAST_WORLDS} snapshots audited, 0 checks failed" in said
+    assert "coins_sealed" in said
+    assert f"skill shows on {LEAST_WORLDS} snapshots" in said
+    sealed = root / "sealed" / f"{worlds[0][0].id}.json"
+    sealed.write_text((root / "sealed" / f"{worlds[1][0].id}.json").read_text())
+    assert cli.run(["snapshots", "audit"]) == 1
+    assert "truth_bound" in capsys.readouterr().out
