@@ -1,6 +1,8 @@
 """Benchmark snapshots: the market days on which skill is measured, generated from registered specifications."""
 
 from collections.abc import Iterator
+from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import dagster as dg
 
@@ -8,10 +10,18 @@ from rl_assets.assets.shown import OWNERS, columns, picture, plainly, table
 from rl_assets.automation.partitions import SNAPSHOTS
 from rl_assets.resources import Database, Lake
 
+if TYPE_CHECKING:
+    from rl_assets.market.audit import Check
+    from rl_assets.market.snapshot import WorldConfig
+
 CHECKS = {
     "deterministic": "Each snapshot generated here has the content hash under which it was registered.",
     "no_leak": "Nothing public tells the sealed truth: the audit of every snapshot passes.",
+    "sources_are_all_there_is": "A model fitted on the public data of many snapshots of these worlds foretells values no "
+    "better than the sources' stated reliability allows, and of the coins nothing.",
 }
+FITTED = 400
+"""Snapshots per kind of world on which the model of public data is fitted and tried."""
 
 
 @dg.asset(
@@ -20,8 +30,8 @@ CHECKS = {
     group_name="benchmark",
     kinds={"python", "numpy", "json"},
     owners=OWNERS,
-    description="Worlds of a market day. The public part and the sealed truth of each go to separate files; its name is "
-    "the hash of its content, so that a snapshot made on another machine is the same one.",
+    description="Worlds of a market day. The public part and the sealed truth of each go to separate files; its name "
+    "is the hash of its content, so that a snapshot made on another machine is the same one.",
     check_specs=[
         dg.AssetCheckSpec(name, asset="benchmark_snapshots", blocking=True, description=text)
         for name, text in CHECKS.items()
@@ -83,6 +93,15 @@ def benchmark_snapshots(
         yield dg.AssetCheckResult(check_name="no_leak", passed=not faults, metadata={"faults": table(faults)})
         if faults:
             raise dg.Failure(f"{len(faults)} audits of snapshots failed; see check no_leak", allow_retries=False)
+        told = [check for config in {s.config for s, _ in worlds.values()} for check in _leakage(config)]
+        leaks = [check for check in told if not check.passed]
+        yield dg.AssetCheckResult(
+            check_name="sources_are_all_there_is",
+            passed=not leaks,
+            metadata={"checks": table([asdict(check) for check in told])},
+        )
+        if leaks:
+            raise dg.Failure(f"these worlds leak ({leaks[0].detail}); see the check", allow_retries=False)
         for key in keys:
             path = save_snapshot(lake.snapshots, *worlds[key])
             row = registered[key]
@@ -102,3 +121,11 @@ def benchmark_snapshots(
         metadata={"expected_pnl_dollars": table(skill.rows), "verdict": skill.detail},
     )
     yield dg.MaterializeResult(metadata={"snapshots_in_run": len(keys), "ticks": first.n_ticks})
+
+
+def _leakage(config: "WorldConfig") -> list["Check"]:
+    """What public data tells of the truths of a kind of world, found on the first train seeds."""
+    from rl_assets.market.generate import generate
+    from rl_assets.market.leakage import audit_leakage
+
+    return audit_leakage([generate("train", seed, config) for seed in range(FITTED)])

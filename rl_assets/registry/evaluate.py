@@ -12,7 +12,8 @@ import numpy as np
 from rl_assets.agents.runner import Assignment, ReferenceAgent, World, play
 from rl_assets.episodes import Episode, Policy
 from rl_assets.errors import MalformedInput
-from rl_assets.market.snapshot import load_snapshot, load_truth
+from rl_assets.market.audit import audit_snapshot
+from rl_assets.market.snapshot import Snapshot, Truth, load_snapshot, load_truth
 from rl_assets.registry.decisions import Evaluation, latest_evaluation, look_number, record_evaluation
 from rl_assets.registry.gate import Decision, Gate, Play, compare
 from rl_assets.registry.models import LiveModel, champion_step, get_model, model_of_batch, playable
@@ -60,7 +61,7 @@ def evaluate(
     ids = [row.id for row in list_snapshots(conn, split="gate")[:most_snapshots]]
     if not ids:
         raise MalformedInput("no gate snapshot is registered; run `rl-assets snapshots generate --split gate`")
-    worlds = [(load_snapshot(snapshots, key), load_truth(snapshots, key)) for key in ids]
+    worlds = [_sound(load_snapshot(snapshots, key), load_truth(snapshots, key)) for key in ids]
     episodes = play_gate(worlds, *models, siblings=siblings, seed=seed, on_progress=on_progress)
     write_episodes_parquet(record, episodes)
     if known is None:
@@ -70,6 +71,17 @@ def evaluate(
             conn, batch_id=batch.id, candidate_step=candidate.step, champion_step=opponent, decision=decision
         )
     return known, episodes
+
+
+def _sound(snapshot: Snapshot, truth: Truth) -> World:
+    """The world, once more audited: on one that leaks or was not made by its seed, nothing is decided."""
+    for check in audit_snapshot(snapshot, truth):
+        if not check.passed:
+            raise MalformedInput(
+                f"gate snapshot {snapshot.id} fails its audit ({check.name}: {check.detail}); generate it again with "
+                "`rl-assets snapshots generate --split gate`, or delete its registration"
+            )
+    return snapshot, truth
 
 
 def play_gate(

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -112,3 +114,19 @@ def test_skill_is_0_for_holding_and_1_for_the_oracle():
     assert skill(8.0, hold=0.0, oracle=8.0) == 1.0
     assert skill(-4.0, hold=0.0, oracle=8.0) == -0.5
     assert skill(1.0, hold=2.0, oracle=2.0) is None
+
+
+def test_a_gate_snapshot_that_fails_its_audit_decides_nothing(
+    conn: psycopg.Connection, batch: Batch, trained: Path, tmp_path: Path
+):
+    root = tmp_path / "snapshots"
+    shutil.copytree(trained / "snapshots", root)
+    first = sorted(path.parent.name for path in root.glob("gate-*/public.json"))[0]
+    sealed = root / "sealed" / f"{first}.json"
+    forged = json.loads(sealed.read_text())
+    forged["outcomes"] = [not outcome for outcome in forged["outcomes"]]
+    sealed.write_text(json.dumps(forged))
+    with pytest.raises(MalformedInput, match=f"gate snapshot {first} fails its audit"):
+        measured(conn, batch, root, tmp_path / "evaluation.parquet")
+    assert not (tmp_path / "evaluation.parquet").exists()
+    assert latest_evaluation(conn, batch.id) is None

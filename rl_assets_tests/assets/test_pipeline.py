@@ -1,0 +1,154 @@
+"""The assets from snapshots to rankings, materialized in process on a real Postgres."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import dagster as dg
+import psycopg
+import pyarrow.parquet as pq
+import pytest
+
+from rl_assets.agents.runner import Assignment, ReferenceAgent, play
+from rl_assets.assets.groups import grpo_groups
+from rl_assets.assets.rankings import judged_rankings
+from rl_assets.assets.snapshots import CHECKS, benchmark_snapshots
+from rl_assets.assets.trajectories import recorded_trajectories
+from rl_assets.automation.partitions import SNAPSHOTS
+from rl_assets.harness import provide
+from rl_assets.market.generate import generate
+from rl_assets.market.snapshot import save_snapshot
+from rl_assets.resources import Database, Judge, Lake
+from rl_assets.settings import Settings
+from rl_assets.store.agents import provision_agents
+from rl_assets.store.episodes import new_trajectory_ids, write_episodes
+from rl_assets.store.snapshots import list_snapshots, register_snapshots
+
+WINDOW_ASSETS = [recorded_trajectories, grpo_groups, judged_rankings]
+
+
+@pytest.fixture
+def instance() -> Iterator[dg.DagsterInstance]:
+    with dg.instance_for_test() as one:
+        yield one
+
+
+def materialized(
+    assets: list[dg.AssetsDefinition], key: str, instance: dg.DagsterInstance, url: str, data: Path
+) -> dg.ExecuteInProcessResult:
+    resources = {"database": Database(url=url), "lake": Lake(directory=str(data)), "judge": Judge(kind="outcome")}
+    return dg.materialize(
+        assets, partition_key=key, instance=instance, resources=resources, raise_on_error=False, selection=assets
+    )
+
+
+def verdicts(result: dg.ExecuteInProcessResult) -> dict[str, bool]:
+    return {e.check_name: e.passed for e in result.get_asset_check_evaluations()}
+
+
+def why(result: dg.ExecuteInProcessResult) -> str:
+    failures = [e for e in result.all_events if e.event_type_value == "STEP_FAILURE"]
+    return str(failures[0].step_failure_data.user_failure_data or failures[0].step_failure_data.error)
+
+
+def a_registered_snapshot(conn: psycopg.Connection, instance: dg.DagsterInstance) -> str:
+    snapshot = generate("train", 5)[0]
+    register_snapshots(conn, [snapshot])
+    instance.add_dynamic_partitions(str(SNAPSHOTS.name), [snapshot.id])
+    return snapshot.id
+
+
+def test_a_snapshot_is_generated_audited_and_marked(
+    conn: psycopg.Connection, postgres_url: str, instance: dg.DagsterInstance, tmp_path: Path
+):
+    key = a_registered_snapshot(conn, instance)
+    result = materialized([benchmark_snapshots], key, instance, postgres_url, tmp_path)
+    assert result.success
+    found = verdicts(result)
+    assert {name: found[name] for name in CHECKS} == dict.fromkeys(CHECKS, True)
+    assert (tmp_path / "snapshots" / key / "public.json").is_file()
+    assert [row.materialized_at is None for row in list_snapshots(conn)] == [False]
+
+
+def test_a_snapshot_that_comes_out_differently_is_not_written(
+    conn: psycopg.Connection, postgres_url: str, instance: dg.DagsterInstance, tmp_path: Path
+):
+    key = a_registered_snapshot(conn, instance)
+    conn.execute("UPDATE rl_assets.snapshots SET seed = 6")
+    result = materialized([benchmark_snapshots], key, instance, postgres_url, tmp_path)
+    assert not result.success
+    assert verdicts(result) == {"deterministic": False}
+    assert not (tmp_path / "snapshots").exists()
+    assert [row.materialized_at for row in list_snapshots(conn)] == [None]
+
+
+def played_hour(conn: psycopg.Connection, data: Path) -> str:
+    """Record what random agents did on two snapshots; the window that it falls into."""
+    worlds = provide(conn, Settings(data), "train", range(2))
+    agent = provision_agents(conn, ["random"])["random"]
+    episodes = play([Assignment(ReferenceAgent("random"), agent, 8)], worlds, seed=1, new_ids=new_trajectory_ids)
+    write_episodes(conn, episodes)
+    return str(episodes[0].window_id)
+
+
+def test_malformed_rows_go_to_quarantine_and_stop_nothing(
+    conn: psycopg.Connection, postgres_url: str, instance: dg.DagsterInstance, tmp_path: Path
+):
+    window = played_hour(conn, tmp_path)
+    conn.execute(
+        """UPDATE trajectories SET "stepsJson" = '[{"broken":' WHERE "trajectoryId" = (
+             SELECT max("trajectoryId") FROM trajectories)"""
+    )
+    result = materialized(WINDOW_ASSETS, window, instance, postgres_url, tmp_path)
+    assert result.success
+    found = verdicts(result)
+    assert found.pop("nothing_quarantined") is False
+    assert set(found.values()) == {True}
+    directory = tmp_path / "windows" / window.replace(":", "")
+    assert pq.read_table(directory / "trajectories.parquet").num_rows == 15
+    (reject,) = pq.read_table(directory / "quarantine.parquet").to_pylist()
+    assert reject["reason"] == "bad_json"
+
+
+def test_a_tampered_reward_stops_its_window_before_it_is_judged(
+    conn: psycopg.Connection, postgres_url: str, instance: dg.DagsterInstance, tmp_path: Path
+):
+    window = played_hour(conn, tmp_path)
+    conn.execute(
+        """UPDATE trajectories SET "stepsJson" = regexp_replace("stepsJson", '"equity":1000.0', '"equity":2000.0')"""
+    )
+    result = materialized(WINDOW_ASSETS, window, instance, postgres_url, tmp_path)
+    assert not result.success
+    assert verdicts(result)["replay_sample"] is False
+    assert conn.execute("SELECT count(*) FROM rl_assets.judgement_sets").fetchone() == (0,)
+
+
+def test_what_is_missing_upstream_is_said_in_one_sentence(
+    postgres_url: str, instance: dg.DagsterInstance, tmp_path: Path
+):
+    result = materialized([judged_rankings], "2026-11-23T08:00", instance, postgres_url, tmp_path)
+    assert not result.success
+    assert "grpo_groups of 2026-11-23T08:00 is not there; materialize it before judged_rankings" in why(result)
+
+
+def test_an_hour_judged_twice_keeps_one_set_and_offers_nothing_again(
+    conn: psycopg.Connection, postgres_url: str, instance: dg.DagsterInstance, tmp_path: Path
+):
+    window = played_hour(conn, tmp_path)
+    for _ in range(2):
+        assert materialized(WINDOW_ASSETS, window, instance, postgres_url, tmp_path).success
+    assert conn.execute("SELECT count(*) FROM rl_assets.judgement_sets").fetchone() == (1,)
+    assert conn.execute(
+        "SELECT count(DISTINCT trajectory_id), count(*) FROM rl_assets.offered_episodes"
+    ).fetchone() in (
+        (0, 0),
+        (16, 16),
+    )
+
+
+def test_the_truth_never_lies_beside_what_agents_may_see(tmp_path: Path):
+    snapshot, truth = generate("train", 5)
+    save_snapshot(tmp_path, snapshot, truth)
+    assert [path.name for path in (tmp_path / snapshot.id).iterdir()] == ["public.json"]
+    assert '"latent"' not in (tmp_path / snapshot.id / "public.json").read_text()
