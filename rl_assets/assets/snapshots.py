@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 CHECKS = {
     "deterministic": "Each snapshot generated here has the content hash under which it was registered.",
     "no_leak": "Nothing public tells the sealed truth: the audit of every snapshot passes.",
-    "sources_are_all_there_is": "A model fitted on the public data of many snapshots of these worlds foretells values no "
-    "better than the sources' stated reliability allows, and of the coins nothing.",
+    "sources_are_all_there_is": "A model fitted on the public data of many snapshots of these worlds foretells "
+    "values no better than the sources' stated reliability allows, and of the coins nothing.",
 }
 FITTED = 400
 """Snapshots per kind of world on which the model of public data is fitted and tried."""
