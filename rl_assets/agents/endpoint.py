@@ -112,7 +112,9 @@ class _Conversation:
 
     async def reply(self, observation: str) -> Reply:
         self._messages.append({"role": "user", "content": observation})
-        reply = await self._agent.answer(self._client, self._messages, self._seed)
+        # One seed for all ticks would draw the same numbers at each of them.
+        seed = (self._seed + len(self._messages)) % 2**31
+        reply = await self._agent.answer(self._client, self._messages, seed)
         self._messages.append({"role": "assistant", "content": reply.text})
         return reply
 

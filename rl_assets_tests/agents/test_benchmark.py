@@ -80,6 +80,7 @@ def test_everybody_plays_every_snapshot_and_it_replays(model: LoopbackModel, tmp
     body = model.calls[-1]
     assert (body["model"], body["temperature"], body["max_tokens"]) == ("m", 1.0, 256)
     assert [m["content"] for m in body["messages"][2::2]] == [s.response for s in asked.steps[:-1]]
+    assert len({call["seed"] for call in model.calls}) == len(model.calls)
     assert set(model.keys) == {f"Bearer {SECRET}"}
 
     board = results.ranking()
@@ -214,6 +215,7 @@ def test_what_is_played_is_not_played_again(model: LoopbackModel, tmp_path: Path
     after = compared(tmp_path, *entrants)
     assert after.failures == []
     assert len(model.calls) == asked + 2 * 6
+    assert model.calls[asked]["seed"] == model.calls[8 - 2]["seed"]
     name = f"m@{model.host}"
     assert after.episodes["random"] == before.episodes["random"]
     assert after.episodes[name][0] == before.episodes[name][0]
