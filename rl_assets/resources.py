@@ -210,7 +210,7 @@ class Tracking(dg.ConfigurableResource):
             return track_training(
                 result,
                 data_dir / "batches" / result.batch_id,
-                data_dir / "wandb",
+                data_dir,
                 project=self.project or settings.project,
                 entity=settings.entity,
                 mode=mode,

@@ -42,8 +42,9 @@ def track_training(
 ) -> str:
     """Record a training: its curve, its metrics, and its lineage. batch: directory of the batch's files. Returns where.
 
-    Offline, or if W&B cannot be reached, the run is under `directory` and `wandb sync` brings it there later.
-    Raises ConfigurationError for a mode that there is not, and MalformedInput where the batch's files are broken.
+    Offline, or if W&B cannot be reached, the run is in `directory`/wandb and `wandb sync` brings it there later.
+    Raises ConfigurationError for a mode that there is not, MalformedInput where the batch's files are broken, and
+    ServiceError where wandb itself fails.
     """
     if mode not in MODES:
         raise ConfigurationError(f"there is no W&B mode {mode!r}; set WANDB_MODE to {', '.join(MODES)}")
@@ -52,14 +53,16 @@ def track_training(
     if mode == "online" and not os.environ.get("WANDB_API_KEY"):
         raise ConfigurationError("W&B's mode is online and WANDB_API_KEY is not set; set it, or WANDB_MODE=offline")
     directory.mkdir(parents=True, exist_ok=True)
+    lost = ""
     if mode == "online":
         try:
             return _record(result, batch, directory, project, entity, "online")
         except wandb.Error as error:
-            said = " ".join(str(error).split())[:200]
-            where = _record(result, batch, directory, project, entity, "offline")
-            return f"{where}, since W&B could not be reached ({said}); bring it there with `wandb sync`"
-    return _record(result, batch, directory, project, entity, "offline")
+            lost = f", since W&B could not be reached ({_said(error)}); bring it there with `wandb sync`"
+    try:
+        return _record(result, batch, directory, project, entity, "offline") + lost
+    except wandb.Error as error:
+        raise ServiceError(f"wandb cannot record it: {_said(error)}") from error
 
 
 def fetch_checkpoint(
@@ -91,7 +94,7 @@ def _download(name: str, target: Path) -> None:
     try:
         wandb.Api().artifact(name, type="model").download(root=str(target), skip_cache=True)
     except (wandb.Error, ValueError) as error:
-        raise ServiceError(f"artifact {name} cannot be had from W&B ({' '.join(str(error).split())[:200]})") from error
+        raise ServiceError(f"artifact {name} cannot be had from W&B ({_said(error)})") from error
 
 
 def _record(result: TrainingResult, batch: Path, directory: Path, project: str, entity: str | None, mode: str) -> str:
@@ -111,7 +114,8 @@ def _record(result: TrainingResult, batch: Path, directory: Path, project: str, 
             "base_step": result.base_step,
             "step": result.step,
             "backend": result.backend,
-            "checkpoint": str(result.checkpoint_path),
+            # Without its scheme, for W&B looks up a value that begins with it.
+            "checkpoint": str(result.checkpoint_path).removeprefix("wandb-artifact:///"),
         },
         settings=wandb.Settings(console="off", silent=True, x_disable_stats=True, init_timeout=START_SECONDS),
     )
@@ -154,6 +158,11 @@ def _lineage(manifest: Manifest, batch: Path) -> list[tuple[wandb.Artifact, Link
 def _artifact(name: str, kind: str, content: str, made_of: list[Link], **rest: Any) -> wandb.Artifact:
     metadata: Mapping[str, Any] = {"digest": content, "made_of": {link.name: link.digest for link in made_of}, **rest}
     return wandb.Artifact(name, kind, metadata=dict(metadata))
+
+
+def _said(error: Exception) -> str:
+    said = str(error).replace(os.environ.get("WANDB_API_KEY") or "\0", "***")
+    return " ".join(said.split())[:200]
 
 
 def _file_digest(path: Path) -> str:
