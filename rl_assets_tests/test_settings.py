@@ -101,3 +101,19 @@ def test_a_setting_of_the_judge_that_cannot_be_used_is_named(name: str, value: s
     with pytest.raises(ConfigurationError, match=name) as raised:
         Settings.from_env({name: value})
     assert "hunter2" not in str(raised.value)
+
+
+def test_a_key_for_wandb_makes_it_the_backend_of_a_line_of_its_own_unless_told_otherwise():
+    def chosen(**env: str) -> tuple[str, str]:
+        settings = Settings.from_env(env)
+        return settings.backend, settings.model_line
+
+    assert chosen() == ("cpu", "babylon-agent")
+    assert chosen(WANDB_API_KEY="k") == ("serverless", "babylon-agent-serverless")
+    assert chosen(WANDB_API_KEY="k", TRAINING_BACKEND="cpu") == ("cpu", "babylon-agent")
+    assert chosen(WANDB_API_KEY="k", TRAINING_MODEL_LINE="mine") == ("serverless", "mine")
+    assert "k-secret" not in repr(Settings.from_env({"WANDB_API_KEY": "k-secret"}))
+    with pytest.raises(ConfigurationError, match="TRAINING_BACKEND='tpu' is unknown"):
+        chosen(TRAINING_BACKEND="tpu")
+    with pytest.raises(ConfigurationError, match="SERVERLESS_BASE_URL is not the URL"):
+        chosen(SERVERLESS_BASE_URL="api.training.wandb.ai")

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from wandb.proto import wandb_internal_pb2 as records
 
+from rl_assets import cli
 from rl_assets.episodes import digest
 from rl_assets.errors import MissingCheckpoint
 from rl_assets.registry.checkpoints import Remote, checkpoint_digest
@@ -20,7 +23,7 @@ from rl_assets.store.lake import write_episodes_parquet, write_json
 from rl_assets.tracking import fetch_checkpoint
 from rl_assets.training.manifest import Manifest, ManifestGroup
 from rl_assets.training.result import TrainingResult
-from rl_assets_tests.registry.made import LINE, a_checkpoint
+from rl_assets_tests.registry.made import LINE, a_base, a_checkpoint
 from rl_assets_tests.store.made import an_episode
 
 BATCH = "batch-0123456789abcdef"
@@ -158,3 +161,28 @@ def test_an_artifact_is_used_only_with_the_digest_that_was_registered(tmp_path: 
 def test_a_broken_manifest_is_not_tracked(data: Path):
     (data / "batches" / BATCH / "manifest.json").write_text("{", encoding="utf-8")
     assert "not tracked: the manifest is not JSON" in Tracking(mode="offline").log_training(a_result(data), data)
+
+
+def test_a_lost_checkpoint_is_asked_of_wandb_and_a_whole_one_is_left_alone(
+    conn: psycopg.Connection, postgres_url: str, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+):
+    for name, value in {
+        "DATABASE_URL": postgres_url,
+        "DAGSTER_PG_URL": postgres_url,
+        "WANDB_PROJECT": "markets",
+    }.items():
+        monkeypatch.setenv(name, value)
+    base = a_base(conn, data)
+    assert isinstance(base.checkpoint_path, Path)
+    assert cli.run(["models", "restore", "0"]) == 0
+    assert "is what was registered as step 0" in capsys.readouterr().out
+    kept = base.checkpoint_path.rename(data / "kept")
+    assert cli.run(["models", "restore", "0"]) == cli.FAILED
+    assert f"artifact markets/{LINE}:step0 cannot be had from W&B" in capsys.readouterr().err
+
+    def download(name: str, directory: Path) -> None:
+        shutil.copytree(kept, directory, dirs_exist_ok=True)
+
+    monkeypatch.setattr("rl_assets.tracking._download", download)
+    assert cli.run(["models", "restore", "0"]) == 0
+    assert checkpoint_digest(base.checkpoint_path) == base.digest

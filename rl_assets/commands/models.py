@@ -7,7 +7,7 @@ import click
 
 @click.group()
 def models() -> None:
-    """Model versions: list, show, roll back."""
+    """Model versions: list, show, restore, roll back."""
 
 
 @models.command(name="list")
@@ -63,6 +63,32 @@ def show(step: int | None) -> None:
         ("step", "version", "state", "batch", "checkpoint"),
         [(m.step, m.version, m.state, m.batch_id, str(m.checkpoint_path)) for m in line],
     )
+
+
+@models.command()
+@click.argument("step", type=click.IntRange(0))
+def restore(step: int) -> None:
+    """Bring a version's checkpoint back from W&B, if its files are those that were registered."""
+    from rl_assets.errors import RlAssetsError
+    from rl_assets.registry.checkpoints import Remote
+    from rl_assets.registry.models import get_model, playable
+    from rl_assets.services import databases
+    from rl_assets.settings import Settings
+    from rl_assets.store.database import connect
+    from rl_assets.tracking import fetch_checkpoint
+
+    settings = Settings.from_env()
+    with databases(settings) as urls, connect(urls.babylon) as conn:
+        model = get_model(conn, settings.model_line, step)
+    path = model.checkpoint_path
+    if isinstance(path, Remote):
+        raise RlAssetsError(f"{path} is kept at W&B and needs no copy here")
+    if not path.exists():
+        entity, project = settings.serverless.entity, settings.serverless.project
+        place = f"{entity}/{project}" if entity else project
+        fetch_checkpoint(f"{place}/{model.model_line}:step{step}", model.digest, path)
+    playable(model)
+    click.echo(f"{path} is what was registered as step {step} of {model.model_line}")
 
 
 @models.command()

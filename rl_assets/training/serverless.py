@@ -69,6 +69,11 @@ class ServerlessTrainingService:
             raise MalformedInput(f"{batch.id} is of line {manifest.model_line}, this service trains {self.model_line}")
         if batch.state not in ("training", "unknown"):
             return recorded(batch)
+        manifest.check()
+        if all(len(set(group.rewards)) == 1 for group in manifest.groups):
+            raise MalformedInput(
+                f"{batch.id} holds nothing to learn from: in no group do rewards differ; free it and re-judge"
+            )
         submission = open_submission(batch.result, batch.attempt)
         if submission is None:
             submission, evidence = self._submit(batch, manifest, _groups(manifest, episodes))

@@ -9,7 +9,14 @@ from typing import Any
 import psycopg
 import pytest
 
-from rl_assets.errors import ConfigurationError, LedgerConflict, MissingCheckpoint, ServiceError, UnknownOutcome
+from rl_assets.errors import (
+    ConfigurationError,
+    LedgerConflict,
+    MalformedInput,
+    MissingCheckpoint,
+    ServiceError,
+    UnknownOutcome,
+)
 from rl_assets.registry.checkpoints import Remote, checkpoint_digest
 from rl_assets.registry.models import (
     get_latest_rl_model,
@@ -31,6 +38,7 @@ from rl_assets.training.remote_models import ensure_remote_base
 from rl_assets.training.result import TrainingResult
 from rl_assets.training.serverless import ServerlessTrainingService
 from rl_assets.training.trigger import Look, Runs, look, record_failure
+from rl_assets.training.wandb_api import ASKING_SECONDS, WandbApi
 from rl_assets_tests.registry.made import evaluated
 from rl_assets_tests.store.made import SAMPLE
 from rl_assets_tests.store.waiting import LINE, ids_of, waiting
@@ -390,3 +398,35 @@ def test_a_person_settles_what_the_evidence_cannot(
         assert tick(conn, f"{batch.id}:1").run_key == f"{batch.id}:2"
     with pytest.raises(LedgerConflict, match="only a batch that is unknown"):
         settle(conn, get_batch(conn, batch.id), None)
+
+
+def test_a_tick_does_not_wait_for_a_wandb_that_is_silent(
+    conn: psycopg.Connection, wandb: LoopbackWandb, batch: Batch, monkeypatch: pytest.MonkeyPatch
+):
+    slow(conn, wandb, batch)
+    monkeypatch.setenv("SERVERLESS_REQUEST_SECONDS", "1")
+    wandb.stalls = "silent"
+    assert "stays unknown: W&B could not be asked" in tick(conn, f"{batch.id}:1").reason
+    assert ASKING_SECONDS < 60
+    assert get_batch(conn, batch.id).state == "unknown"
+
+
+def test_an_answer_that_comes_byte_by_byte_is_given_up(wandb: LoopbackWandb):
+    wandb.stalls = "slow"
+    with (
+        WandbApi(ServerlessSettings.from_env(), seconds=0.3) as api,
+        pytest.raises(ServiceError, match="took too long"),
+    ):
+        api.checkpoints("model")
+
+
+def test_a_batch_without_a_spread_of_rewards_is_not_submitted(
+    conn: psycopg.Connection, wandb: LoopbackWandb, batch: Batch
+):
+    manifest = Manifest.from_json(batch.manifest)
+    flat = tuple(replace(group, rewards=(0.5,) * len(group.rewards)) for group in manifest.groups)
+    advance_batch(conn, batch.id, "training")
+    service = ServerlessTrainingService(conn, LINE, ServerlessSettings.from_env())
+    with pytest.raises(MalformedInput, match="nothing to learn from"):
+        service.train(replace(manifest, groups=flat), read_episodes(conn, manifest.trajectory_ids))
+    assert wandb.submitted == 0

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import uvicorn
 from fastapi import FastAPI, HTTPException, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from rl_assets.agents.prompt import HOLD_TEXT
 
@@ -48,8 +49,9 @@ class Job:
 
 class LoopbackWandb:
     """on_submit: what becomes of submissions, in turn; after these they are answered. ends: whether a job ends as soon
-    as it is accepted. asking: the status with which everything that only asks is answered, 0 for the truth. says: what
-    a model answers. tokens: what its tokens' names begin with. asked: requests for answers."""
+    as it is accepted. asking: the status with which everything that only asks is answered, 0 for the truth. stalls:
+    `silent` or `slow` answers never end. says: what a model answers. tokens: what its tokens' names begin with. asked:
+    requests for answers."""
 
     def __init__(self) -> None:
         self.url = ""
@@ -60,6 +62,7 @@ class LoopbackWandb:
         self.ends = True
         self.fails = ""
         self.asking = 0
+        self.stalls = ""
         self.asked: list[dict[str, Any]] = []
         self.says: Callable[[dict[str, Any]], str] = lambda body: HOLD_TEXT
         self.tokens = "token_id:"
@@ -93,6 +96,12 @@ class LoopbackWandb:
             self.finish(job, self.fails)
         return job
 
+    async def trickle(self) -> AsyncIterator[bytes]:
+        """An answer that comes byte by byte and does not end."""
+        while not self.released.is_set():
+            yield b" "
+            await asyncio.sleep(0.02)
+
     def app(self) -> FastAPI:
         app = FastAPI()
 
@@ -100,6 +109,10 @@ class LoopbackWandb:
         async def check_key(request: Request, call_next: Any) -> Response:
             if request.headers.get("authorization") != f"Bearer {KEY}":
                 return JSONResponse({"error": {"message": "Invalid API key"}}, 401)
+            if self.stalls == "silent":
+                await asyncio.to_thread(self.released.wait, 30)
+            if self.stalls == "slow":
+                return StreamingResponse(self.trickle(), media_type="application/json")
             if self.asking and "training-jobs" not in request.url.path.rsplit("/", 1)[-1]:
                 return JSONResponse({"error": {"message": f"no: {KEY}"}}, self.asking)
             return await call_next(request)
