@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, LiteralString
+from typing import Any
 
 import psycopg
 from psycopg.rows import class_row
@@ -99,21 +99,23 @@ def record_judgements(conn: psycopg.Connection, judgement: JudgementSet) -> int:
             "DELETE FROM rl_assets.groups WHERE window_id = %s AND group_id <> ALL(%s)",
             [window, [group.group_id for group in learnable]],
         )
-        conn.cursor().executemany(
+        rows = [
+            {
+                "group_id": group.group_id,
+                "model_line": group.policy,
+                "step": group.step,
+                "members": len(group.trajectory_ids),
+                "judged_in": None if group.group_id in judgement.waiting else judgement.id,
+            }
+            for group in learnable
+        ]
+        conn.execute(
             """INSERT INTO rl_assets.groups (group_id, window_id, model_line, step, members, judged_in)
-               VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT (group_id) DO UPDATE
+               SELECT group_id, %s, model_line, step, members, judged_in FROM jsonb_to_recordset(%s)
+                 AS g (group_id text, model_line text, step integer, members integer, judged_in text)
+               ON CONFLICT (group_id) DO UPDATE
                SET window_id = excluded.window_id, judged_in = coalesce(excluded.judged_in, groups.judged_in)""",
-            [
-                (
-                    group.group_id,
-                    window,
-                    group.policy,
-                    group.step,
-                    len(group.trajectory_ids),
-                    None if group.group_id in judgement.waiting else judgement.id,
-                )
-                for group in learnable
-            ],
+            [window, Jsonb(rows)],
         )
         before = waiting_ids(conn, window)
         refill(conn, window)
@@ -124,24 +126,14 @@ def record_judgements(conn: psycopg.Connection, judgement: JudgementSet) -> int:
 
 def readiness(conn: psycopg.Connection, model_line: str, step: int | None) -> Readiness:
     """What waits for the next training on top of `step`; nothing does where there is no step yet."""
-    fresh, groups = _row(
-        conn,
-        """SELECT coalesce(sum(members), 0), count(*) FROM rl_assets.offers
-           WHERE model_line = %s AND step = %s AND batch_id IS NULL""",
+    waiting = conn.execute(
+        "SELECT episodes, offers, unjudged FROM rl_assets.waiting WHERE model_line = %s AND step = %s",
         [model_line, step],
-    )
-    (waiting,) = _row(
-        conn,
-        "SELECT count(*) FROM rl_assets.groups WHERE model_line = %s AND step = %s AND judged_in IS NULL",
-        [model_line, step],
-    )
-    (claimed,) = _row(
-        conn,
-        "SELECT coalesce(sum(episodes), 0) FROM rl_assets.batches WHERE model_line = %s AND state <> 'freed'",
-        [model_line],
-    )
+    ).fetchone()
+    claimed = conn.execute("SELECT episodes FROM rl_assets.claimed WHERE model_line = %s", [model_line]).fetchone()
     in_flight = batches(conn, model_line=model_line, states=IN_FLIGHT, limit=1)
-    return Readiness(int(fresh), groups, waiting, int(claimed), in_flight[0].id if in_flight else None)
+    fresh, trainable, unjudged = waiting or (0, 0, 0)
+    return Readiness(fresh, trainable, unjudged, claimed[0] if claimed else 0, in_flight[0].id if in_flight else None)
 
 
 def claim_batch(
@@ -302,9 +294,3 @@ def _writing(conn: psycopg.Connection) -> Iterator[None]:
         raise DatabaseError(
             f"another session has held the ledger for {LOCK_SECONDS} s; look for it in pg_stat_activity, and end it"
         ) from error
-
-
-def _row(conn: psycopg.Connection, query: LiteralString, parameters: Sequence[object]) -> tuple[Any, ...]:
-    row = conn.execute(query, parameters).fetchone()
-    assert row is not None  # an aggregate always has one
-    return row

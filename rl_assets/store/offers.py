@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import psycopg
+from psycopg.types.json import Jsonb
 
 from rl_assets.grouping import group_id
 
@@ -26,17 +27,28 @@ def refill(conn: psycopg.Connection, window_id: str) -> None:
         if len(set(kept.values())) < 2:
             continue  # what is left of the group is one episode, or all do equally well
         whole = len(kept) == len(rewards)
-        name = group["group_id"] if whole else group_id(group["kind"], group["key"], kept)
-        ids, scores = list(kept), list(kept.values())
-        line, step = group["policy"], group["step"]
-        rows.append((line, step, window_id, name, judgement_set, len(ids), ids, scores, ids))
-    conn.cursor().executemany(
-        """WITH offer AS (
+        rows.append(
+            {
+                "model_line": group["policy"],
+                "step": group["step"],
+                "group_id": group["group_id"] if whole else group_id(group["kind"], group["key"], kept),
+                "judgement_set": judgement_set,
+                "trajectory_ids": list(kept),
+                "rewards": list(kept.values()),
+            }
+        )
+    conn.execute(
+        """WITH given AS (
+             SELECT * FROM jsonb_to_recordset(%s) AS g (model_line text, step integer, group_id text,
+               judgement_set text, trajectory_ids text[], rewards double precision[])),
+           offer AS (
              INSERT INTO rl_assets.offers
                (model_line, step, window_id, group_id, judgement_set, members, trajectory_ids, rewards)
-             VALUES (%s, %s, %s, %s, %s, %s, %s, %s) RETURNING id)
-           INSERT INTO rl_assets.offered_episodes (offer_id, trajectory_id) SELECT id, unnest(%s::text[]) FROM offer""",
-        rows,
+             SELECT model_line, step, %s, group_id, judgement_set, cardinality(trajectory_ids), trajectory_ids, rewards
+             FROM given RETURNING id, trajectory_ids)
+           INSERT INTO rl_assets.offered_episodes (offer_id, trajectory_id)
+           SELECT id, unnest(trajectory_ids) FROM offer""",
+        [Jsonb(rows), window_id],
     )
 
 

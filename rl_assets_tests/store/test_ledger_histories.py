@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from rl_assets.episodes import WINDOW_FORMAT, Episode, Policy
 from rl_assets.errors import LedgerConflict
-from rl_assets.judging import OutcomeJudge
+from rl_assets.judging import JudgementSet, OutcomeJudge, unjudged
 from rl_assets.store.database import connect
 from rl_assets.store.ledger import (
     IN_FLIGHT,
@@ -103,6 +103,7 @@ class Bookkeeping:
     windows: Iterator[str]
     judged: dict[str, list[Episode]] = field(default_factory=dict)
     versions: dict[str, int] = field(default_factory=dict)
+    late: dict[str, list[Episode]] = field(default_factory=dict)
 
     def record(self, groups: int) -> None:
         window = next(self.windows)
@@ -133,6 +134,27 @@ class Bookkeeping:
             window = windows[which % len(windows)]
             self.judge(window, self.versions[window] + 1)
 
+    def leave_unjudged(self, which: int) -> None:
+        windows = list(self.versions)
+        if windows:
+            window = windows[which % len(windows)]
+            given = judged(self.judged[window], window=window)
+            rankings = [unjudged(group, "judge_failed") for group in given.groups]
+            record_judgements(self.conn, JudgementSet.of(window, Stricter(), rankings, given.groups))
+
+    def record_unjudged(self, groups: int) -> None:
+        window = next(self.windows)
+        episodes = recorded(self.conn, groups * 2, window=window, policy=Policy(self.line, 0))
+        given = judged(episodes, window=window)
+        rankings = [unjudged(group, "judge_failed") for group in given.groups]
+        record_judgements(self.conn, JudgementSet.of(window, OutcomeJudge(), rankings, given.groups))
+        self.late[window] = episodes
+
+    def judge_late(self) -> None:
+        for window in list(self.late)[:1]:
+            self.judged[window] = self.late.pop(window)
+            self.judge(window, 1)
+
     def claim(self, minimum: int) -> None:
         claim_batch(self.conn, model_line=self.line, base_step=0, minimum=minimum, forced_by=None)
 
@@ -158,12 +180,25 @@ class Bookkeeping:
         assert ready.fresh + len(times) == len(everybody)
         assert ready.claimed == len(times)
         assert sum(batch.state in IN_FLIGHT for batch in made) <= 1
+        assert (ready.fresh, ready.trainable_groups, ready.waiting_groups) == self.counted()
+
+    def counted(self) -> tuple[int, ...] | None:
+        """What the ledger keeps count of, counted from the rows."""
+        return self.conn.execute(
+            """SELECT coalesce(sum(members), 0), count(*),
+                      (SELECT count(*) FROM rl_assets.groups WHERE model_line = %(line)s AND judged_in IS NULL)
+               FROM rl_assets.offers WHERE model_line = %(line)s AND batch_id IS NULL""",
+            {"line": self.line},
+        ).fetchone()
 
 
 operations = st.one_of(
     st.tuples(st.just("record"), st.integers(1, 3)),
     st.tuples(st.just("grow"), st.integers(1, 2)),
     st.tuples(st.just("judge_again"), st.integers(0, 9)),
+    st.tuples(st.just("leave_unjudged"), st.integers(0, 9)),
+    st.tuples(st.just("record_unjudged"), st.integers(1, 2)),
+    st.tuples(st.just("judge_late")),
     st.tuples(st.just("claim"), st.integers(1, 8)),
     st.tuples(st.just("advance"), st.integers(0, 9), st.sampled_from(sorted(NEXT))),
 )
