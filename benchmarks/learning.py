@@ -29,6 +29,8 @@ from rl_assets.grouping import build_groups  # noqa: E402
 from rl_assets.judging import OutcomeJudge  # noqa: E402
 from rl_assets.market.generate import generate  # noqa: E402
 from rl_assets.market.snapshot import SNAPSHOTS_PER_DAY, SPLITS  # noqa: E402
+from rl_assets.registry.evaluate import play_of  # noqa: E402
+from rl_assets.registry.gate import compare  # noqa: E402
 from rl_assets.training.base import WarmStart, ensure_base_policy  # noqa: E402
 from rl_assets.training.manifest import Manifest, ManifestGroup  # noqa: E402
 from rl_assets.training.service import GRPOTrainingService  # noqa: E402
@@ -47,9 +49,12 @@ class Measured:
     after: float
     low: float
     high: float
+    gate: str
     trades_before: float
     trades_after: float
-    invalid: float
+    drawdown_before: float
+    drawdown_after: float
+    breaches_after: float
     seconds: dict[str, float]
     metrics: dict[str, float]
 
@@ -105,14 +110,20 @@ def learn(
     before = played(champion, gate, gate_siblings, seed, gate=True)
     after = played(NeuralAgent(result.checkpoint_path, Policy(LINE, result.step)), gate, gate_siblings, seed, gate=True)
     gain, half = difference(gate, before, after)
+    names = [snapshot.id for snapshot, _ in gate]
+    days = np.array([snapshot.day for snapshot, _ in gate])
+    theirs, ours = (play_of(e, Policy(LINE, s), names) for e, s in ((before, step), (after, result.step)))
     return Measured(
         before=float(np.mean([_pnl(episode) for episode in before])),
         after=float(np.mean([_pnl(episode) for episode in after])),
         low=gain - half,
         high=gain + half,
-        trades_before=float(np.mean([episode.trades for episode in before])),
-        trades_after=float(np.mean([episode.trades for episode in after])),
-        invalid=float(np.mean([not step.valid for episode in after for step in episode.steps])),
+        gate=compare(days, ours, theirs, look=1).reason,
+        trades_before=float(theirs.trades.mean()),
+        trades_after=float(ours.trades.mean()),
+        drawdown_before=float(theirs.max_drawdown.mean()),
+        drawdown_after=float(ours.max_drawdown.mean()),
+        breaches_after=float(ours.breaches.mean()),
         seconds={"play": ready - began, "train": trained - ready, "gate": time.perf_counter() - trained},
         metrics=result.metrics,
     )
@@ -164,9 +175,11 @@ def _show(what: str, m: Measured) -> None:
     click.echo(
         f"{what}: expected PnL {m.before:+.2f} -> {m.after:+.2f}, difference {m.after - m.before:+.2f} "
         f"[{m.low:+.2f}, {m.high:+.2f}], trades {m.trades_before:.1f} -> {m.trades_after:.1f}, "
-        f"invalid {m.invalid:.4f}, entropy {m.metrics['loss/entropy']:.3f}, kl {m.metrics['loss/kl_base']:.3f}, "
+        f"drawdown {m.drawdown_before:.1f} -> {m.drawdown_after:.1f}, breaches {m.breaches_after:.3f}, "
+        f"entropy {m.metrics['loss/entropy']:.3f}, kl {m.metrics['loss/kl_base']:.3f}, "
         f"best pass {m.metrics['data/best_pass']:.0f} of {m.metrics['data/passes']:.0f}, seconds: {seconds}"
     )
+    click.echo(f"  the gate: {m.gate}")
 
 
 if __name__ == "__main__":

@@ -103,7 +103,9 @@ class Conversations:
     def reply(self, observations: Sequence[str], draws: np.ndarray) -> list[Reply]:
         """One reply per episode. draws: float64 (episodes, at least max_tokens), uniform in [0, 1)."""
         render = self.policy.following if self._started else self.policy.opening_of(self.systems)
-        return self.continue_with([self.policy.encode(render(text, row)) for row, text in enumerate(observations)], draws)
+        return self.continue_with(
+            [self.policy.encode(render(text, row)) for row, text in enumerate(observations)], draws
+        )
 
     @torch.inference_mode()
     def continue_with(self, segments: Sequence[list[int]], draws: np.ndarray) -> list[Reply]:
