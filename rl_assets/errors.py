@@ -26,7 +26,7 @@ class LedgerConflict(RlAssetsError):
 
 
 class CollapsedPolicy(RlAssetsError):
-    """A training was stopped without a checkpoint, because its policy had stopped to trade, to vary or to obey the rules."""
+    """A training was stopped without a checkpoint, because its policy no longer traded, varied or kept the rules."""
 
 
 class ServiceError(RlAssetsError):

@@ -1,6 +1,6 @@
 """A grammar as a trie over tokens: which token may come next when only some texts may be said.
 
-Sampler, trainer and server mask with the same trie, so that a sampled logprob and a trained one are of one distribution.
+Sampler, trainer and server mask with the same trie, so that sampled and trained logprobs are of one distribution.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The conversation format: rules, observations and actions as text. Every policy, small or large, reads and writes this.
+"""The conversation format: rules, observations and actions as text. Every policy reads and writes this.
 
 A change of wording is a change of `PROMPT_VERSION`: episodes of different versions are never compared.
 """
@@ -39,7 +39,8 @@ def system_message(config: WorldConfig) -> str:
         )
     if config.perps:
         lines.append(
-            f"Perpetuals are long or short with {config.leverage}x leverage. The first number is the move since the start."
+            f"Perpetuals are long or short with {config.leverage}x leverage. "
+            "The first number is the move since the start."
         )
     lines += _rules_of_depth(config)
     lines += [

@@ -93,9 +93,13 @@ class Game:
         self._began = self._ended = clock()
         self._worth = self.engine.hindsight(self.truths)
         self._steps: list[list[Step]] = [[] for _ in worlds]
+        self._seen: list[str] | None = None
 
     def observations(self) -> list[str]:
-        return prompt.observations(self.engine)
+        """What each episode sees at this tick. Rendered once, however often it is asked for."""
+        if self._seen is None:
+            self._seen = prompt.observations(self.engine)
+        return self._seen
 
     def take(self, replies: Sequence[Reply]) -> Fills:
         """Move one tick. Raises ValueError after the last."""
@@ -103,6 +107,7 @@ class Game:
         observations = self.observations()
         orders, actions, unreadable = prompt.to_orders([r.text for r in replies], engine.config)
         fills = engine.step(orders)
+        self._seen = None
         before, self._worth = self._worth, engine.hindsight(self.truths)
         for row, reply in enumerate(replies):
             self._steps[row].append(

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     group_name="experience",
     kinds={"python", "parquet"},
     owners=OWNERS,
-    description="Which episodes are compared: the same snapshot, prompt version and policy step, or the same live window "
-    "and scenario. A group that cannot be trained on is kept, with the reason.",
+    description="Which episodes are compared: the same snapshot, prompt version and policy step, or the same live "
+    "window and scenario. A group that cannot be trained on is kept, with the reason.",
     check_specs=[
         dg.AssetCheckSpec(
             "each_episode_once",

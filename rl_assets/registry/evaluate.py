@@ -58,10 +58,7 @@ def evaluate(
     opponent = champion_now if known is None else known.champion_step
     assert opponent is not None  # a candidate stands on a registered step, and the first of these is champion
     models = playable(candidate), playable(get_model(conn, line, opponent))
-    ids = [row.id for row in list_snapshots(conn, split="gate")[:most_snapshots]]
-    if not ids:
-        raise MalformedInput("no gate snapshot is registered; run `rl-assets snapshots generate --split gate`")
-    worlds = [_sound(load_snapshot(snapshots, key), load_truth(snapshots, key)) for key in ids]
+    worlds = gate_worlds(conn, snapshots, most_snapshots)
     episodes = play_gate(worlds, *models, siblings=siblings, seed=seed, on_progress=on_progress)
     write_episodes_parquet(record, episodes)
     if known is None:
@@ -73,8 +70,19 @@ def evaluate(
     return known, episodes
 
 
+def gate_worlds(conn: psycopg.Connection, snapshots: Path, most: int) -> list[World]:
+    """The first `most` registered gate snapshots, each audited once more: on one that leaks, or that its seed did not
+    make, nothing is decided and nobody is ranked.
+
+    snapshots: the directory of snapshot files. Raises MalformedInput where there are none, or they are broken.
+    """
+    ids = [row.id for row in list_snapshots(conn, split="gate")[:most]]
+    if not ids:
+        raise MalformedInput("no gate snapshot is registered; run `rl-assets snapshots generate --split gate`")
+    return [_sound(load_snapshot(snapshots, key), load_truth(snapshots, key)) for key in ids]
+
+
 def _sound(snapshot: Snapshot, truth: Truth) -> World:
-    """The world, once more audited: on one that leaks or was not made by its seed, nothing is decided."""
     for check in audit_snapshot(snapshot, truth):
         if not check.passed:
             raise MalformedInput(

@@ -17,10 +17,10 @@ from rl_assets.episodes import Episode, Policy, Sampling
 from rl_assets.errors import MalformedInput, MissingCheckpoint
 from rl_assets.market.engine import Engine
 from rl_assets.market.leaderboard import Leaderboard, leaderboard
-from rl_assets.market.snapshot import Truth, load_snapshot, load_truth
+from rl_assets.market.snapshot import Truth
+from rl_assets.registry.evaluate import gate_worlds
 from rl_assets.registry.models import list_models, playable
 from rl_assets.store.lake import GrowingFile, read_episodes_parquet
-from rl_assets.store.snapshots import list_snapshots
 
 if TYPE_CHECKING:
     import psycopg
@@ -69,13 +69,10 @@ def play_line(
 
     snapshots: the directory of snapshot files, of which the first `most_snapshots` of the gate are played. directory:
     where episodes are kept. records: the file in which a batch's evaluation kept its episodes. What these files hold is
-    not played again, if it was played with this seed. Raises MalformedInput where there are no snapshots, or files are
-    broken.
+    not played again, if it was played with this seed. Raises MalformedInput where there are no snapshots, one fails its
+    audit, or files are broken.
     """
-    ids = [row.id for row in list_snapshots(conn, split="gate")[:most_snapshots]]
-    if not ids:
-        raise MalformedInput("no gate snapshot is registered; run `rl-assets snapshots generate --split gate`")
-    worlds = [(load_snapshot(snapshots, key), load_truth(snapshots, key)) for key in ids]
+    worlds = gate_worlds(conn, snapshots, most_snapshots)
     models, left_out = _whole(conn, model_line)
     entrants = [
         *(Entrant(_Checkpoint(model), {"digest": model.digest}, siblings) for model in models.values()),

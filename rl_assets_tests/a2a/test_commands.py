@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 from rl_assets.agents.replay import replay
-from rl_assets.cli import BAD_INPUT, FAILED, run
+from rl_assets.cli import BAD_INPUT, FAILED, INTERRUPTED, run
 from rl_assets.market.generate import generate
 from rl_assets.market.snapshot import save_snapshot
 from rl_assets.store.episodes import read_episodes
@@ -97,6 +97,23 @@ def test_a_port_in_use_is_said(data: Path, capsys: pytest.CaptureFixture[str]):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert run(["serve", NAME, "--port", str(taken.getsockname()[1])]) == BAD_INPUT
     assert "choose another with --port" in capsys.readouterr().err
+
+
+def test_an_agent_that_is_interrupted_says_so_and_no_more():
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        agent = subprocess.Popen(
+            [sys.executable, "-m", "rl_assets", "play", url, "--agent", "hold"], stderr=subprocess.PIPE, text=True
+        )
+        try:
+            silent.settimeout(60)
+            asked, _ = silent.accept()
+            with asked:
+                agent.send_signal(signal.SIGINT)
+                _, said = agent.communicate(timeout=30)
+        finally:
+            agent.kill()
+    assert (agent.returncode, said.strip()) == (INTERRUPTED, "rl-assets: interrupted")
 
 
 @pytest.mark.parametrize(

@@ -89,10 +89,26 @@ def test_what_was_played_with_another_seed_is_played_again(
     assert shown["episodes_reused"].value == 0
 
 
-def test_without_gate_snapshots_it_says_what_to_do(postgres_url: str, tmp_path: Path):
-    resources = {"database": Database(url=postgres_url), "lake": Lake(directory=str(tmp_path))}
+def failure(postgres_url: str, root: Path) -> str:
+    resources = {"database": Database(url=postgres_url), "lake": Lake(directory=str(root))}
     job = build_defs(resource_overrides=resources).get_job_def("leaderboard")
     result = job.execute_in_process(raise_on_error=False)
     assert not result.success
-    (failure,) = [event.step_failure_data for event in result.all_events if event.is_step_failure]
-    assert "run `rl-assets snapshots generate --split gate`" in json.dumps(str(failure))
+    (failed,) = [event.step_failure_data for event in result.all_events if event.is_step_failure]
+    return str(failed)
+
+
+def test_without_gate_snapshots_it_says_what_to_do(postgres_url: str, tmp_path: Path):
+    assert "run `rl-assets snapshots generate --split gate`" in failure(postgres_url, tmp_path)
+
+
+def test_nobody_is_ranked_on_a_snapshot_that_fails_its_audit(
+    conn: psycopg.Connection, postgres_url: str, tmp_path: Path
+):
+    harness.provide(conn, Settings(tmp_path), "gate", GATE)
+    forged = sorted((tmp_path / "snapshots" / "sealed").glob("gate-*.json"))[0]
+    truth = json.loads(forged.read_text())
+    truth["outcomes"] = [not outcome for outcome in truth["outcomes"]]
+    forged.write_text(json.dumps(truth))
+    assert f"gate snapshot {forged.stem} fails its audit" in failure(postgres_url, tmp_path)
+    assert not (tmp_path / "leaderboard").exists()

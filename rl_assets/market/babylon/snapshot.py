@@ -40,7 +40,7 @@ START_CASH = 10_000.0
 """Dollars that every agent of the old benchmark was told it has."""
 LEVERAGE = 2
 """The game allows 1 to 100; at more than this, the impact of orders of the usual sizes eats their margin."""
-_ID = re.compile(rf"^{IMPORTED}-[0-9a-f]{{12}}$")
+_ID = re.compile(rf"{IMPORTED}-[0-9a-f]{{12}}")
 _SENTIMENT = re.compile(r"^Market sentiment seems (bullish|bearish) on (.*)$", re.DOTALL)
 
 
@@ -210,7 +210,7 @@ def _units(values: np.ndarray, unit: float) -> np.ndarray:
 
 
 def _read(path: Path, snapshot_id: str, wanted: str) -> dict[str, Any]:
-    if not _ID.match(snapshot_id):
+    if not _ID.fullmatch(snapshot_id):
         raise MalformedInput(f"{snapshot_id!r} is not the id of an imported snapshot such as {IMPORTED}-0123456789ab")
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
