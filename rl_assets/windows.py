@@ -16,8 +16,9 @@ LENGTH = timedelta(hours=1)
 GRACE = timedelta(minutes=5)
 """An hour is settled this long after it closes: recorders write a row when an episode ends, which is a little later."""
 
-OVERLAP = timedelta(minutes=2)
-"""How far back changes are asked for again: longer than a transaction that writes episodes takes."""
+OVERLAP = timedelta(hours=1)
+"""How far back changes are asked for again: longer than a transaction that writes episodes takes, and as far as the
+clock of a recorder may be behind. Rows that are judged are not among them any more."""
 
 
 def start_of(window_id: str) -> datetime:
@@ -116,4 +117,6 @@ def plan(
     left = [state.newest_updated_at for state in states if state.window_id not in seen]
     changes = [state.newest_updated_at for state in states]
     since = min(left) if left else max(changes, default=watch.since)
+    if since is not None:
+        since = min(since, now)  # a recorder whose clock is ahead must not hide what others write until then
     return taken, Watch(since, seen, tuple(sorted(waiting)))

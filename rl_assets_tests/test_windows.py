@@ -75,6 +75,22 @@ def test_a_busy_window_is_taken_later():
     assert list(taken) == ["2026-11-23T10:00"]
 
 
+def test_a_clock_that_is_ahead_hides_nothing_that_others_write():
+    ahead = Seen("2026-11-23T12:00", 1, NOON + timedelta(minutes=40))
+    taken, watch = plan(Watch(), [ahead], set(), NOON, 10)
+    assert list(taken) == ["2026-11-23T12:00"]
+    assert watch.since == NOON
+    on_time = Seen("2026-11-23T11:00", 1, NOON + timedelta(seconds=5))
+    taken, watch = plan(watch, [on_time, ahead], set(), NOON + timedelta(seconds=5), 10)
+    assert list(taken) == ["2026-11-23T11:00"]
+    assert watch.since == NOON + timedelta(seconds=5)
+
+
+def test_a_clock_that_is_half_an_hour_behind_is_asked_for():
+    _, watch = plan(Watch(), [Seen("2026-11-23T12:00", 1, NOON)], set(), NOON, 10)
+    assert watch.horizon is not None and watch.horizon < NOON - timedelta(minutes=30)
+
+
 @given(
     changes=st.lists(st.tuples(st.integers(0, 30), st.integers(0, 10_000)), max_size=40),
     most=st.integers(1, 5),

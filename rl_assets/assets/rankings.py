@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -70,7 +71,7 @@ def judged_rankings(
     from rl_assets.store.lake import read_episodes_parquet, write_table
     from rl_assets.store.ledger import record_judgements
 
-    incomplete, unstable, swayed, sets, told, by_policy = [], [], [], {}, {}, {}
+    incomplete, unstable, swayed, sets, versions, told, by_policy = [], [], [], {}, {}, {}, {}
     with plainly(), database.connect() as conn:
         for window in context.partition_keys:
             directory = lake.window(window)
@@ -80,6 +81,7 @@ def judged_rankings(
             )
             groups = read_groups(path)
             episodes = {e.trajectory_id: e for e in read_episodes_parquet(directory / "trajectories.parquet")}
+            versions[window] = read_versions(directory / "versions.parquet")
             ranker = judge.build(conn)
             first = JudgementSet.of(window, ranker, ranker.rank_all(groups, episodes), groups)
             unstable += _unstable(judge.build(conn), first, episodes)
@@ -112,7 +114,7 @@ def judged_rankings(
             file = lake.window(window) / "rankings.parquet"
             write_table(file, _rows(judgement))
             earlier = _earlier(conn, judgement)
-            offered = record_judgements(conn, judgement)
+            offered = record_judgements(conn, judgement, versions[window])
             rankings = judgement.rankings
             context.add_asset_metadata(
                 {
@@ -131,6 +133,18 @@ def judged_rankings(
             )
     shown = {"scores_by_policy": picture(reward_histogram(by_policy, "Score (0 to 1)"))} if by_policy else {}
     yield dg.MaterializeResult(metadata={"windows_in_run": len(context.partition_keys), **shown})
+
+
+def read_versions(path: Path) -> dict[str, str]:
+    """Of each row of a window, by trajectory id, when it had last changed, as `recorded_trajectories` read it.
+
+    Nothing where an earlier version of it read the window: any row may then have changed since, and is read again.
+    """
+    import pyarrow.parquet as pq
+
+    if not path.is_file():
+        return {}
+    return {row["trajectory_id"]: row["version"] for row in pq.read_table(path).to_pylist()}
 
 
 def _incomplete(judgement: "JudgementSet") -> list[dict]:

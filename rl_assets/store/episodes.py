@@ -31,6 +31,7 @@ _WINDOW = SQL("""CASE WHEN "windowId" IS NULL OR "windowId" >= 'A' THEN to_char(
 """A row's hour. Some recorders name no window, or a benchmark; the others would have named the hour of its end."""
 _COLUMNS = SQL("""
     "trajectoryId", "agentId", "scenarioId", "finalPnL", "isTrainingData", "isEvaluation", {window} AS "window",
+    "updatedAt"::text AS "version",
     (extract(epoch FROM "startTime") * 1000)::float8 AS "startMs",
     (extract(epoch FROM "endTime") * 1000)::float8 AS "endMs",
     octet_length("stepsJson") AS "bytes", octet_length("metadataJson") AS "metadataBytes",
@@ -51,10 +52,14 @@ class Reject:
 
 @dataclass(frozen=True, slots=True)
 class WindowRead:
-    """All rows of a window, each once, in order of trajectory id."""
+    """All rows of a window, each once, in order of trajectory id.
+
+    versions: of each row by trajectory id, its `updatedAt` as Postgres writes it.
+    """
 
     episodes: list[Episode]
     rejects: list[Reject]
+    versions: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,9 +118,11 @@ def read_window(conn: psycopg.Connection, window_id: str, *, limit_bytes: int = 
         UNION ALL SELECT * FROM trajectories WHERE ("windowId" IS NULL OR "windowId" >= 'A')
                                                AND "endTime" >= %(start)s AND "endTime" < %(end)s)""")
     parameters = {"window": window_id, "start": start, "end": start + timedelta(hours=1)}
-    found = sorted(_read(conn, hour, parameters, limit_bytes), key=lambda one: one.trajectory_id)
+    rows = sorted(_read(conn, hour, parameters, limit_bytes), key=lambda row: row[0].trajectory_id)
     return WindowRead(
-        [one for one in found if isinstance(one, Episode)], [one for one in found if isinstance(one, Reject)]
+        [one for one, _ in rows if isinstance(one, Episode)],
+        [one for one, _ in rows if isinstance(one, Reject)],
+        {one.trajectory_id: version for one, version in rows},
     )
 
 
@@ -123,7 +130,7 @@ def read_episodes(conn: psycopg.Connection, trajectory_ids: Sequence[str]) -> di
     """The named episodes. Raises MalformedInput if one of them is not there or is not readable."""
     wanted = SQL('(SELECT * FROM trajectories WHERE "trajectoryId" = ANY(%(ids)s))')
     episodes: dict[str, Episode] = {}
-    for one in _read(conn, wanted, {"ids": list(trajectory_ids)}, LIMIT_BYTES):
+    for one, _ in _read(conn, wanted, {"ids": list(trajectory_ids)}, LIMIT_BYTES):
         if isinstance(one, Reject):
             raise MalformedInput(f"episode {one.trajectory_id} is {one.reason} ({one.detail}); restore its row")
         episodes[one.trajectory_id] = one
@@ -162,7 +169,7 @@ def changed_windows(conn: psycopg.Connection, since: datetime | None, limit: int
 
 def _read(
     conn: psycopg.Connection, source: SQL, parameters: dict[str, Any], limit_bytes: int
-) -> Iterator[Episode | Reject]:
+) -> Iterator[tuple[Episode | Reject, str]]:
     columns = _COLUMNS.format(window=_WINDOW, limit=Literal(limit_bytes))
     query = SQL("SELECT {columns} FROM {source} AS t").format(columns=columns, source=source)
     with conn.transaction(), conn.cursor(name="read_episodes", row_factory=dict_row) as cursor:
@@ -176,13 +183,14 @@ def _read(
                         raise Malformed("too_large", f"{largest} bytes of JSON; at most {limit_bytes} are read")
                     decoded.append(decode(row))
                 except Malformed as error:
-                    yield _reject(row, error)
+                    yield _reject(row, error), row["version"]
             logged = _logged(conn, [one.row["trajectoryId"] for one in decoded if one.bare])
             for one in decoded:
                 try:
-                    yield to_episode(one, one.row["window"], logged.get(one.row["trajectoryId"], {}))
+                    episode = to_episode(one, one.row["window"], logged.get(one.row["trajectoryId"], {}))
+                    yield episode, one.row["version"]
                 except Malformed as error:
-                    yield _reject(one.row, error)
+                    yield _reject(one.row, error), one.row["version"]
 
 
 def _reject(row: Any, error: Malformed) -> Reject:

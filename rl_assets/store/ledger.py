@@ -7,7 +7,7 @@ are claimed. Writers come one after another (`LOCK`), each in one transaction; r
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -80,12 +80,15 @@ class Batch:
     updated_at: datetime
 
 
-def record_judgements(conn: psycopg.Connection, judgement: JudgementSet) -> int:
+def record_judgements(
+    conn: psycopg.Connection, judgement: JudgementSet, versions: Mapping[str, str] | None = None
+) -> int:
     """Append a judgement set, put its trainable groups in the queue and show its scores in Babylon's tables.
 
     What waited of the window and is not claimed is replaced; what is claimed stays as it is. A group that the set has
-    no verdict on keeps an earlier one. Returns how many episodes wait now that did not wait before. Recording a set
-    again changes nothing but the times of its scores.
+    no verdict on keeps an earlier one. versions: of each row that was judged, as `read_window` tells them; a row that
+    has changed since stays news to `changed_windows`, which it does not where they are not given. Returns how many
+    episodes wait now that did not wait before. Recording a set again changes nothing but the times of its scores.
     """
     window = judgement.window_id
     learnable = [group for group in judgement.groups if group.step is not None]
@@ -120,7 +123,7 @@ def record_judgements(conn: psycopg.Connection, judgement: JudgementSet) -> int:
         before = waiting_ids(conn, window)
         refill(conn, window)
         after = waiting_ids(conn, window)
-        mirror_judgements(conn, judgement)
+        mirror_judgements(conn, judgement, versions)
     return len(after - before)
 
 

@@ -6,6 +6,7 @@ Each function is one part of a transaction of the ledger. Times are set by hand:
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from datetime import UTC, datetime
 
 import psycopg
@@ -15,10 +16,13 @@ from rl_assets.store.record import naive
 from rl_assets.training.manifest import Manifest
 
 
-def mirror_judgements(conn: psycopg.Connection, judgement: JudgementSet) -> None:
+def mirror_judgements(
+    conn: psycopg.Connection, judgement: JudgementSet, versions: Mapping[str, str] | None = None
+) -> None:
     """Write each verdict to `reward_judgments`, in place of an earlier one, and to its trajectory.
 
-    `updatedAt` becomes `judgedAt`, by which a reader of changes knows that the row is otherwise what it was.
+    `updatedAt` becomes `judgedAt`, by which a reader of changes knows that the row is otherwise what it was. One that
+    has changed since it was read keeps its `updatedAt`, and so remains news; see `record_judgements`.
     """
     rows = [row for ranking in judgement.rankings for row in _rows(ranking)]
     if not rows:
@@ -55,11 +59,14 @@ def mirror_judgements(conn: psycopg.Connection, judgement: JudgementSet) -> None
             components,
         ],
     )
+    seen = [None if versions is None else versions.get(identity, "-infinity") for identity in ids]
     conn.execute(
-        """UPDATE trajectories SET "aiJudgeReward" = v.score, "aiJudgeReasoning" = v.reason, "judgedAt" = %s,
-                  "updatedAt" = %s
-           FROM unnest(%s::text[], %s::float8[], %s::text[]) AS v (id, score, reason) WHERE "trajectoryId" = v.id""",
-        [now, now, ids, scores, reasons],
+        """UPDATE trajectories AS t SET "aiJudgeReward" = v.score, "aiJudgeReasoning" = v.reason, "judgedAt" = %(now)s,
+                  "updatedAt" = CASE WHEN v.seen IS NULL OR t."updatedAt" IN (v.seen, t."judgedAt") THEN %(now)s
+                                     ELSE t."updatedAt" END
+           FROM unnest(%(ids)s::text[], %(scores)s::float8[], %(reasons)s::text[], %(seen)s::timestamp[])
+                AS v (id, score, reason, seen) WHERE t."trajectoryId" = v.id""",
+        {"now": now, "ids": ids, "scores": scores, "reasons": reasons, "seen": seen},
     )
 
 

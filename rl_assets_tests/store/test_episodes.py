@@ -12,9 +12,12 @@ from hypothesis import HealthCheck, given, settings
 
 from rl_assets.episodes import Episode, Policy, Step
 from rl_assets.errors import DatabaseError, MalformedInput
+from rl_assets.judging import OutcomeJudge
 from rl_assets.store.agents import provision_agents
 from rl_assets.store.episodes import changed_windows, new_trajectory_ids, read_episodes, read_window, write_episodes
+from rl_assets.store.ledger import record_judgements
 from rl_assets_tests.store.made import WINDOW, an_episode, episodes_in_a_window, insert_row
+from rl_assets_tests.store.waiting import Stricter, judged, recorded
 
 HOUR = datetime(2026, 11, 23, 8, tzinfo=UTC)
 
@@ -234,3 +237,38 @@ def test_without_the_index_only_recent_windows_are_looked_at(conn: psycopg.Conne
     conn.execute("DROP INDEX rl_assets_trajectories_news_idx")
     write_episodes(conn, [an_episode(agent_id=agent, window_id="2020-01-01T00:00"), an_episode(agent_id=agent)])
     assert [state.window_id for state in changed_windows(conn, HOUR, 10)] == [WINDOW]
+
+
+def test_a_row_that_changes_between_reading_and_judging_stays_news(conn: psycopg.Connection):
+    episodes = recorded(conn, 4)
+    read = read_window(conn, WINDOW)
+    assert read.episodes == sorted(episodes, key=lambda episode: episode.trajectory_id)
+    changed = episodes[0].trajectory_id
+    conn.execute(
+        """UPDATE trajectories SET "finalPnL" = 7, "updatedAt" = "updatedAt" + interval '1 second'
+           WHERE "trajectoryId" = %s""",
+        [changed],
+    )
+    record_judgements(conn, judged(read.episodes), read.versions)
+    (state,) = changed_windows(conn, None, 10)
+    assert (state.window_id, state.rows) == (WINDOW, 4)
+    again = read_window(conn, WINDOW)
+    assert {one for one in again.versions if again.versions[one] == read.versions[one]} == set()
+    record_judgements(conn, judged(again.episodes), again.versions)
+    assert changed_windows(conn, None, 10) == []
+
+
+def test_judging_again_what_was_not_read_again_is_no_news(conn: psycopg.Connection):
+    recorded(conn, 4)
+    read = read_window(conn, WINDOW)
+    for judge in (OutcomeJudge(), Stricter()):
+        record_judgements(conn, judged(read.episodes, judge=judge), read.versions)
+        assert changed_windows(conn, None, 10) == []
+
+
+def test_a_row_recorded_between_reading_and_judging_is_news(conn: psycopg.Connection):
+    recorded(conn, 4)
+    read = read_window(conn, WINDOW)
+    recorded(conn, 1, first_snapshot=50)
+    record_judgements(conn, judged(read.episodes), read.versions)
+    assert [state.rows for state in changed_windows(conn, None, 10)] == [5]
