@@ -23,7 +23,11 @@ from rl_assets.agents.reference import REFERENCE_AGENTS
 from rl_assets.agents.runner import World
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
-TOLD = ("ticks", "tick_seconds", "markets", "perps", "start_cash", "fee", "leverage", "taker_fee", "maintenance")
+TOLD = (
+    *("ticks", "tick_seconds", "markets", "perps", "start_cash", "fee", "leverage", "taker_fee", "maintenance"),
+    *("chats", "paid_sources", "source_price", "post_influence"),
+)
+"""Settings of the world that an agent is told: those that say what it can do, and what that costs."""
 
 
 class Join(Params):

@@ -189,7 +189,11 @@ async def as_operation(remote: Remote, orders: Orders, config: WorldConfig) -> t
     if do == Do.INVALID:
         raise RemoteRefusal("not an action of the schema")
     place = int(orders.instrument[0])
+    if do == Do.JOIN:
+        return "joinGroup", {"groupId": config.channels[place]}
     name = config.instruments[place]
+    if do in (Do.POST_UP, Do.POST_DOWN):
+        return "createPost", {"content": "up" if do == Do.POST_UP else "down", "marketId": name}
     if do in (Do.BUY_YES, Do.BUY_NO):
         return "buyShares", {"marketId": name, "outcome": "YES" if do == Do.BUY_YES else "NO", "amount": size}
     if do in (Do.LONG, Do.SHORT):

@@ -44,9 +44,13 @@ class Servers:
         self._running: list[MarketServer] = []
 
     def __call__(
-        self, record: Callable[[Room], None] | None = None, rate: RateLimit | None = None, **lobby: Any
+        self,
+        record: Callable[[Room], None] | None = None,
+        rate: RateLimit | None = None,
+        world: World = WORLD,
+        **lobby: Any,
     ) -> Served:
-        served = Served("", Lobby(WORLD, **lobby))
+        served = Served("", Lobby(world, **lobby))
         server = MarketServer(
             lambda url: build_app(
                 served.lobby,

@@ -20,7 +20,9 @@ from rl_assets.agents.runner import Assignment, ReferenceAgent
 from rl_assets.agents.runner import play as play_here
 from rl_assets.cli import run
 from rl_assets.errors import ConfigurationError
-from rl_assets_tests.a2a.sdk import WORLD, Servers
+from rl_assets.market.config import DIFFICULTIES
+from rl_assets.market.generate import generate
+from rl_assets_tests.a2a.sdk import WORLD, Served, Servers
 
 
 class Stranger:
@@ -134,8 +136,30 @@ def test_agents_of_one_clock_play_side_by_side(serve: Servers):
     assert len(served.episodes) == 2
 
 
+def played_by_a_model(served: Served, stranger: Stranger, said: list[str]) -> Played:
+    """How a model plays that says these answers, and then holds."""
+    answers = iter(said)
+
+    def answer(request: Any) -> Any:
+        message = {"role": "assistant", "content": next(answers, '{"do":"hold"}')}
+        choice = {"index": 0, "message": message, "finish_reason": "stop"}
+        return {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
+
+    stranger.answer = answer
+
+    async def go() -> Played:
+        async with connect(served.url) as remote:
+            decider = ModelDecider(f"{stranger.url}/v1", "m", "none", 0.5)
+            return await play(remote, decider, "model-a2a", None, lambda done, total: None)
+
+    return asyncio.run(go())
+
+
 def test_a_model_behind_an_endpoint_plays_what_it_reads(serve: Servers, stranger: Stranger):
-    said = iter(
+    served = serve()
+    played = played_by_a_model(
+        served,
+        stranger,
         [
             'I buy. {"market":"A","do":"buy_yes","size":50}',
             '{"market":"A","do":"sell_yes","size":20}',
@@ -145,23 +169,8 @@ def test_a_model_behind_an_endpoint_plays_what_it_reads(serve: Servers, stranger
             '{"market":"P","do":"close"}',
             '{"market":"B","do":"sell_no","size":30}',
             '{"market":"B","do":"buy_no","size":99999}',
-        ]
+        ],
     )
-
-    def answer(request: Any) -> Any:
-        message = {"role": "assistant", "content": next(said, '{"do":"hold"}')}
-        choice = {"index": 0, "message": message, "finish_reason": "stop"}
-        return {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
-
-    stranger.answer = answer
-    served = serve()
-
-    async def go() -> Played:
-        async with connect(served.url) as remote:
-            decider = ModelDecider(f"{stranger.url}/v1", "m", "none", 0.5)
-            return await play(remote, decider, "model-a2a", None, lambda done, total: None)
-
-    played = asyncio.run(go())
     (episode,) = served.episodes
     first, last = stranger.asked[0]["messages"], stranger.asked[-1]["messages"]
     assert [m["role"] for m in first] == ["system", "user"]
@@ -173,6 +182,16 @@ def test_a_model_behind_an_endpoint_plays_what_it_reads(serve: Servers, stranger
     ]
     assert sum(played.refused.values()) == 3
     assert any("not enough cash" in reason for reason in played.refused)
+
+
+def test_a_model_joins_and_posts_in_a_world_where_that_can_be_done(serve: Servers, stranger: Stranger):
+    served = serve(world=generate("train", 0, DIFFICULTIES["hard"]))
+    said = ['{"chat":"gem","do":"join"}', '{"market":"A","do":"post_up"}', '{"market":"B","do":"post_down"}']
+    played = played_by_a_model(served, stranger, said)
+    (episode,) = served.episodes
+    assert [s.response for s in episode.steps[:3]] == said
+    assert not played.refused
+    assert "in gem" in episode.steps[1].observation
 
 
 def test_babylon_is_looked_at_and_what_it_lacks_is_said(babylon: Stranger):
