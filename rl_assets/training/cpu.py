@@ -29,12 +29,15 @@ from art.preprocessing.tokenize import SFTBatch
 from art.utils.output_dirs import get_model_dir
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from rl_assets.agents.grammar import FILE as GRAMMAR
 from rl_assets.agents.grammar import load_grammar
 from rl_assets.errors import MalformedInput, MissingCheckpoint
 from rl_assets.training.credit import Marks, Notes, lay_over
 from rl_assets.training.inference import InferenceServer
 from rl_assets.training.learner import Learner
-from rl_assets.training.progress import Limits, Progress
+from rl_assets.training.lora import FILE as LORA
+from rl_assets.training.lora import adapt, load_lora, merge
+from rl_assets.training.progress import Limits, Progress, put_back
 
 GRADIENT_STEPS = "data/step_num_gradient_steps"
 
@@ -156,7 +159,7 @@ class CpuService:
         """Passes over the packed batch from `parent_step`; saves the best as the next step. Yields an update's metrics.
 
         A run that was killed goes on after the last pass that it finished. Raises MissingCheckpoint where the parent is
-        gone, CollapsedPolicy where a limit is passed and FloatingPointError where a gradient is not finite.
+        gone, and CollapsedPolicy where a limit is passed or a gradient is not finite.
         """
         parent_step = self.steps()[-1] if self.parent_step is None else self.parent_step
         parent = self.checkpoint(parent_step)
@@ -169,7 +172,11 @@ class CpuService:
         grammar = load_grammar(
             parent, lambda text: tokenizer.encode(text, add_special_tokens=False), model.config.vocab_size
         )
-        optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=0.0, betas=(0.9, 0.95))
+        lora = load_lora(parent)
+        if lora is not None:
+            adapt(model, lora, self._seed)
+        learnt = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(learnt, lr=config.learning_rate, weight_decay=0.0, betas=(0.9, 0.95))
         state = parent / "optimizer.pt"
         if state.is_file():
             optimizer.load_state_dict(torch.load(state, weights_only=True))
@@ -204,6 +211,10 @@ class CpuService:
         shutil.rmtree(self._kept.parent)
 
     @property
+    def _seed(self) -> int:
+        return int.from_bytes(self.batch_id.encode()[-8:] or b"0", "big")
+
+    @property
     def _kept(self) -> Path:
         """Where a run of this batch keeps its progress until it is done."""
         return Path(self.output_dir) / "unfinished" / self.batch_id / "progress.pt"
@@ -218,7 +229,7 @@ class CpuService:
 
     def _plan(self, held_out: torch.Tensor) -> list[list[list[int]]]:
         """Rows of each update of each pass: every pass goes through all that is learnt from, in an order of its own."""
-        rng = np.random.default_rng(int.from_bytes(self.batch_id.encode()[-8:] or b"0", "big"))
+        rng = np.random.default_rng(self._seed)
         rows = (~held_out).nonzero()[:, 0].numpy()
         updates = max(len(rows) // self.training.sequences, 1)
         return [
@@ -229,15 +240,20 @@ class CpuService:
     def _save(self, model: Any, tokenizer: Any, progress: Progress, parent: Path) -> None:
         """Write the best pass as the next step, whole or not at all."""
         assert progress.best is not None
-        model.load_state_dict(progress.best["model"])
+        put_back(model, progress.best["model"])
+        adapted = (parent / LORA).is_file()
+        if adapted:
+            merge(model)
         target = self.checkpoint(self.steps()[-1] + 1)
         partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
         try:
             model.save_pretrained(partial)
             tokenizer.save_pretrained(partial)
-            if (parent / "grammar.json").is_file():
-                shutil.copy(parent / "grammar.json", partial)
-            torch.save(progress.best["optimizer"], partial / "optimizer.pt")
+            for name in (GRAMMAR, LORA):
+                if (parent / name).is_file():
+                    shutil.copy(parent / name, partial)
+            if not adapted:  # its moments belong to adapters that are gone
+                torch.save(progress.best["optimizer"], partial / "optimizer.pt")
             record = {
                 "batch_id": self.batch_id,
                 "parent_step": int(parent.name),

@@ -15,6 +15,7 @@ from art.preprocessing.pack import PackedTensors
 from transformers import PreTrainedModel
 
 from rl_assets.agents.grammar import Grammar
+from rl_assets.errors import CollapsedPolicy
 from rl_assets.training.credit import Marks
 from rl_assets.training.forward import masked_logprobs
 from rl_assets.training.packed import answer_starts, grammar_nodes, tree_mask
@@ -62,7 +63,7 @@ class Learner:
     def update(self, optimizer: torch.optim.Optimizer, rows: Sequence[int]) -> dict[str, float]:
         """One step of the optimizer on ART's loss. Returns what was measured before it.
 
-        Raises FloatingPointError where the gradient is not finite; the model is then as it was.
+        Raises CollapsedPolicy where the gradient is not finite; the model is then as it was.
         """
         began = time.perf_counter()
         spoken = float(self._tensors["assistant_mask"][rows].sum())
@@ -75,7 +76,10 @@ class Learner:
             sums.add(part, float(loss.policy_loss_sum.detach()), self._clip)
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._max_grad_norm))
         if not math.isfinite(norm):
-            raise FloatingPointError(f"the gradient norm is {norm}")
+            raise CollapsedPolicy(
+                f"the norm of the gradient is {norm}; no checkpoint is written, so lower the learning rate and free the "
+                "batch"
+            )
         optimizer.step()
         return {
             **sums.means(),
