@@ -77,8 +77,8 @@ class Learner:
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._max_grad_norm))
         if not math.isfinite(norm):
             raise CollapsedPolicy(
-                f"the norm of the gradient is {norm}; no checkpoint is written, so lower the learning rate and free the "
-                "batch"
+                f"the norm of the gradient is {norm}; no checkpoint is written, so lower the learning rate and free "
+                "the batch"
             )
         optimizer.step()
         return {
