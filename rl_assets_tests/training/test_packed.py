@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from rl_assets.episodes import Episode
 from rl_assets.training.base import base_path
 from rl_assets.training.codec import to_groups
 from rl_assets.training.cpu import CpuBackend
-from rl_assets.training.credit import spoken_key, take_notes
+from rl_assets.training.credit import lay_over, spoken_key, take_notes
 from rl_assets.training.forward import masked_logprobs
 from rl_assets.training.packed import answer_starts, grammar_nodes, trajectories, tree_mask
 from rl_assets_tests.training.made import LINE, by_id, judged
@@ -109,3 +110,17 @@ def test_a_token_that_the_grammar_does_not_allow_is_refused(data: Path, batch: l
     tensors["tokens"][row, places[0]] = 0
     with pytest.raises(ValueError, match="does not allow"):
         grammar_nodes(tensors, NeuralPolicy(base_path(data, LINE)).grammar)
+
+
+def test_no_step_counts_for_many_and_a_refused_one_counts_as_the_worst(data: Path, batch: list[Episode]) -> None:
+    some = [replace(e, steps=tuple(replace(s, valid=s.tick != 5) for s in e.steps)) for e in batch[:16]]
+    tensors = packed(data, some, longest(some))
+    marks = lay_over(tensors, take_notes(judged(some), by_id(some), 0.5))
+    learnt = tensors["assistant_mask"] & ~marks.held_out[:, None]
+    advantages = tensors["advantages"]
+    assert 0 < int(marks.held_out.sum()) < len(marks.held_out)
+    assert float((advantages * tensors["weights"])[learnt].abs().mean()) == pytest.approx(1.0, abs=1e-5)
+    assert bool(marks.invalid.any())
+    torch.testing.assert_close(advantages[marks.invalid], torch.full_like(advantages[marks.invalid], advantages.min()))
+    assert float(advantages.max()) <= -float(advantages.min())
+    assert bool((advantages[~tensors["assistant_mask"]] == 0).all())
