@@ -35,7 +35,7 @@ def failing() -> Iterator[Callable[[Exception], list[str]]]:
 @pytest.fixture
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("DATABASE_URL", "DAGSTER_PG_URL", "TRAINING_MIN_TRAJECTORIES", "TRAINING_GROUP_SIZE"):
-        monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv(name, "")  # counts as unset, and what a command puts there is taken away again
     monkeypatch.setenv("RL_ASSETS_DATA", str(tmp_path))
     return tmp_path
 
