@@ -58,7 +58,7 @@ class Progress:
         if winning:
             self.best = {
                 "pass": len(self.passes) - 1,
-                "model": deepcopy(model.state_dict()),
+                "model": deepcopy(learnt(model)),
                 "optimizer": deepcopy(optimizer.state_dict()),
             }
         elif gain is not None:
@@ -94,21 +94,31 @@ class Progress:
             "passes": self.passes,
             "best": self.best,
             "over": self.over,
-            "model": model.state_dict(),
+            "model": learnt(model),
             "optimizer": optimizer.state_dict(),
         }
         torch.save(state, partial)
         os.replace(partial, path)
 
     @classmethod
-    def resume(
-        cls, path: Path, fingerprint: str, model: PreTrainedModel, optimizer: torch.optim.Optimizer
-    ) -> Progress:
+    def resume(cls, path: Path, fingerprint: str, model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> Progress:
         """What a killed run of the same training kept, put back into model and optimizer, or a beginning."""
         if path.is_file():
             state = torch.load(path, weights_only=True)
             if state["fingerprint"] == fingerprint:
-                model.load_state_dict(state["model"])
+                put_back(model, state["model"])
                 optimizer.load_state_dict(state["optimizer"])
                 return cls(fingerprint, state["curve"], state["passes"], state["best"], state["over"])
         return cls(fingerprint)
+
+
+def learnt(model: PreTrainedModel) -> State:
+    """What training changes in a model: its weights without those that are frozen."""
+    return {name: value.detach() for name, value in model.named_parameters() if value.requires_grad}
+
+
+def put_back(model: PreTrainedModel, state: State) -> None:
+    """The opposite of `learnt`. Raises ValueError where the model has other weights."""
+    if state.keys() != learnt(model).keys():
+        raise ValueError("what was kept of the training is of another model")
+    model.load_state_dict(state, strict=False)
