@@ -173,8 +173,9 @@ def training_batches(context: dg.AssetExecutionContext, database: Database, lake
 def trained_models(
     context: dg.AssetExecutionContext, database: Database, lake: Lake, trainer: Trainer, tracking: Tracking
 ) -> dg.MaterializeResult:
+    from rl_assets.errors import LedgerConflict
     from rl_assets.registry.checkpoints import checkpoint_digest
-    from rl_assets.registry.models import register_candidate
+    from rl_assets.registry.models import model_of_batch, playable, register_candidate
     from rl_assets.reports.plots import learning_curve
     from rl_assets.store.lake import read_episodes_parquet
     from rl_assets.store.ledger import advance_batch, get_batch
@@ -189,13 +190,21 @@ def trained_models(
             f"training_batches of {batch_id} is not there; materialize it before trained_models",
         )
         episodes = {episode.trajectory_id: episode for episode in read_episodes_parquet(path)}
+        if batch.state == "freed":
+            raise LedgerConflict(f"{batch_id} is freed and its episodes wait for another batch; claim that one instead")
+        if batch.state == "failed":  # whoever runs it again by hand begins its next attempt
+            batch = advance_batch(conn, batch_id, "reserved")
         if batch.state == "reserved":
-            advance_batch(conn, batch_id, "training", run_id=context.run_id)
+            batch = advance_batch(conn, batch_id, "training", run_id=context.run_id)
+        untrained = batch.state in ("training", "unknown")
+        if not untrained:
+            playable(model_of_batch(conn, batch_id))  # it is not made again where it is lost
         result = trainer.service(lake.root, conn).train(manifest, episodes)
-        model = register_candidate(conn, result)
-        if batch.state in ("reserved", "training", "unknown"):
-            kept = get_batch(conn, batch_id).result or {}
-            advance_batch(conn, batch_id, "trained", run_id=context.run_id, result={**kept, **result.summary()})
+        with conn.transaction():
+            model = register_candidate(conn, result)
+            if untrained:
+                kept = get_batch(conn, batch_id).result or {}
+                advance_batch(conn, batch_id, "trained", run_id=context.run_id, result={**kept, **result.summary()})
     tracked = tracking.log_training(result, lake.root)
     context.log.info(f"Weights & Biases: {tracked}")
     faults = _logprob_faults(episodes.values(), result)
