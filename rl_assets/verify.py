@@ -60,9 +60,8 @@ def _guarded(area: str, look: Callable[[], Iterator[Finding]]) -> list[Finding]:
     try:
         found.extend(look())
     except (RlAssetsError, psycopg.Error, OSError) as error:
-        found.append(
-            Finding(area, "look", "fail", str(error).strip(), "mend this first; the rest could not be checked")
-        )
+        said = str(error).strip().partition("\n")[0]  # Postgres adds the statement
+        found.append(Finding(area, "look", "fail", said, "mend this first; the rest could not be checked"))
     return found
 
 

@@ -38,7 +38,12 @@ _SKILLS = (
         "List perpetuals, open and close leveraged positions.",
         ('{"operation":"openPosition","params":{"ticker":"P","side":"LONG","amount":50}}',),
     ),
-    ("social-feed", "Feed", "Read what sources post.", ('{"operation":"getFeed","params":{"limit":20}}',)),
+    (
+        "social-feed",
+        "Feed and chats",
+        "Read what sources post; join chats and sway the crowd, where a world has them.",
+        ('{"operation":"getFeed","params":{"limit":20}}', '{"operation":"getChats","params":{}}'),
+    ),
     (
         "portfolio-balance",
         "Portfolio",

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import TYPE_CHECKING
 
 import dagster as dg
 
@@ -10,18 +9,12 @@ from rl_assets.assets.shown import OWNERS, columns, picture, plainly, table
 from rl_assets.automation.partitions import SNAPSHOTS
 from rl_assets.resources import Database, Lake
 
-if TYPE_CHECKING:
-    from rl_assets.market.audit import Check
-    from rl_assets.market.snapshot import WorldConfig
-
 CHECKS = {
     "deterministic": "Each snapshot generated here has the content hash under which it was registered.",
     "no_leak": "Nothing public tells the sealed truth: the audit of every snapshot passes.",
     "sources_are_all_there_is": "A model fitted on the public data of many snapshots of these worlds foretells "
     "values no better than the sources' stated reliability allows, and of the coins nothing.",
 }
-FITTED = 400
-"""Snapshots per kind of world on which the model of public data is fitted and tried."""
 
 
 @dg.asset(
@@ -59,6 +52,7 @@ def benchmark_snapshots(
 ) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult]:
     from rl_assets.market.audit import audit_skill, audit_snapshot
     from rl_assets.market.generate import generate
+    from rl_assets.market.leakage import audit_kind
     from rl_assets.market.snapshot import WorldConfig, save_snapshot
     from rl_assets.reports.plots import price_paths
     from rl_assets.store.snapshots import list_snapshots, mark_materialized
@@ -93,7 +87,7 @@ def benchmark_snapshots(
         yield dg.AssetCheckResult(check_name="no_leak", passed=not faults, metadata={"faults": table(faults)})
         if faults:
             raise dg.Failure(f"{len(faults)} audits of snapshots failed; see check no_leak", allow_retries=False)
-        told = [check for config in {s.config for s, _ in worlds.values()} for check in _leakage(config)]
+        told = [check for config in {s.config for s, _ in worlds.values()} for check in audit_kind(config)]
         leaks = [check for check in told if not check.passed]
         yield dg.AssetCheckResult(
             check_name="sources_are_all_there_is",
@@ -121,11 +115,3 @@ def benchmark_snapshots(
         metadata={"expected_pnl_dollars": table(skill.rows), "verdict": skill.detail},
     )
     yield dg.MaterializeResult(metadata={"snapshots_in_run": len(keys), "ticks": first.n_ticks})
-
-
-def _leakage(config: "WorldConfig") -> list["Check"]:
-    """What public data tells of the truths of a kind of world, found on the first train seeds."""
-    from rl_assets.market.generate import generate
-    from rl_assets.market.leakage import audit_leakage
-
-    return audit_leakage([generate("train", seed, config) for seed in range(FITTED)])

@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
-
 import click
 
-if TYPE_CHECKING:
-    import psycopg
-
-    from rl_assets.settings import Settings
+from rl_assets.commands.opened import opened
 
 
 @click.group()
@@ -26,7 +19,7 @@ def list_(limit: int) -> None:
     from rl_assets.commands.shown import show_table
     from rl_assets.store.ledger import batches as find
 
-    with _ledger() as (conn, settings):
+    with opened() as (conn, settings):
         rows = find(conn, model_line=settings.model_line, limit=limit)
     show_table(
         settings.model_line,
@@ -63,26 +56,13 @@ def settle(batch_id: str, step: int | None, not_trained: bool) -> None:
 
     if (step is not None) == not_trained:
         raise click.UsageError("give either --trained STEP or --not-trained")
-    with _ledger() as (conn, _):
+    with opened() as (conn, _):
         click.echo(enter(conn, get_batch(conn, batch_id), step))
 
 
 def _move(batch_id: str, state: str, what: str) -> None:
     from rl_assets.store.ledger import advance_batch
 
-    with _ledger() as (conn, _):
+    with opened() as (conn, _):
         batch = advance_batch(conn, batch_id, state)
     click.echo(f"{batch.id} {what}, attempt {batch.attempt}")
-
-
-@contextmanager
-def _ledger() -> Iterator[tuple[psycopg.Connection, Settings]]:
-    from rl_assets.services import databases
-    from rl_assets.settings import Settings
-    from rl_assets.store.database import connect, migrate
-
-    settings = Settings.from_env()
-    with databases(settings) as urls:
-        migrate(urls.babylon)
-        with connect(urls.babylon) as conn:
-            yield conn, settings

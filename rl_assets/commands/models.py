@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from rl_assets.commands.opened import opened
+
 
 @click.group()
 def models() -> None:
@@ -15,12 +17,8 @@ def list_() -> None:
     """Every version of the line, newest first, with the champion marked."""
     from rl_assets.commands.shown import show_table
     from rl_assets.registry.models import champion_step, list_models
-    from rl_assets.services import databases
-    from rl_assets.settings import Settings
-    from rl_assets.store.database import connect
 
-    settings = Settings.from_env()
-    with databases(settings) as urls, connect(urls.babylon) as conn:
+    with opened() as (conn, settings):
         champion = champion_step(conn, settings.model_line)
         rows = list_models(conn, settings.model_line)
     show_table(
@@ -47,12 +45,8 @@ def show(step: int | None) -> None:
     """One version and where it comes from; the champion if no step is given. Checks that its checkpoint is whole."""
     from rl_assets.commands.shown import show_table
     from rl_assets.registry.models import get_latest_rl_model, lineage
-    from rl_assets.services import databases
-    from rl_assets.settings import Settings
-    from rl_assets.store.database import connect
 
-    settings = Settings.from_env()
-    with databases(settings) as urls, connect(urls.babylon) as conn:
+    with opened() as (conn, settings):
         if step is None:
             live = get_latest_rl_model(conn, settings.model_line)
             step = live.step
@@ -72,13 +66,9 @@ def restore(step: int) -> None:
     from rl_assets.errors import RlAssetsError
     from rl_assets.registry.checkpoints import Remote
     from rl_assets.registry.models import get_model, playable
-    from rl_assets.services import databases
-    from rl_assets.settings import Settings
-    from rl_assets.store.database import connect
     from rl_assets.tracking import fetch_checkpoint
 
-    settings = Settings.from_env()
-    with databases(settings) as urls, connect(urls.babylon) as conn:
+    with opened() as (conn, settings):
         model = get_model(conn, settings.model_line, step)
     path = model.checkpoint_path
     if isinstance(path, Remote):
@@ -96,11 +86,7 @@ def restore(step: int) -> None:
 def rollback(reason: str) -> None:
     """Make the previous champion live again."""
     from rl_assets.registry.models import rollback as roll_back
-    from rl_assets.services import databases
-    from rl_assets.settings import Settings
-    from rl_assets.store.database import connect
 
-    settings = Settings.from_env()
-    with databases(settings) as urls, connect(urls.babylon) as conn:
+    with opened() as (conn, settings):
         change = roll_back(conn, settings.model_line, reason)
     click.echo(f"champion of {settings.model_line}: {change}")

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from rl_assets.commands.opened import opened
+
 SPLIT = click.Choice(["train", "gate", "sealed"])
 DIFFICULTY = click.Choice(["easy", "standard", "hard"])
 
@@ -25,18 +27,12 @@ def generate(split: str, first: int | None, count: int, difficulty: str) -> None
     from rl_assets.harness import provide
     from rl_assets.market.config import DIFFICULTIES
     from rl_assets.market.snapshot import SPLITS
-    from rl_assets.services import databases
-    from rl_assets.settings import Settings
-    from rl_assets.store.database import connect, migrate
 
     if split == "gate" and difficulty != "standard":
         raise click.UsageError("the gate plays standard worlds alone; choose --split train or sealed for others")
-    settings = Settings.from_env()
     start = SPLITS[split].start if first is None else first
-    with databases(settings) as urls:
-        migrate(urls.babylon)
-        with connect(urls.babylon) as conn:
-            worlds = provide(conn, settings, split, range(start, start + count), DIFFICULTIES[difficulty])
+    with opened() as (conn, settings):
+        worlds = provide(conn, settings, split, range(start, start + count), DIFFICULTIES[difficulty])
     for snapshot, _ in worlds:
         click.echo(snapshot.id)
 
@@ -72,12 +68,9 @@ def import_(file: Path) -> None:
 def list_(split: str | None) -> None:
     """Registered snapshots, and whether Dagster has materialized them."""
     from rl_assets.commands.shown import show_table
-    from rl_assets.services import databases
-    from rl_assets.settings import Settings
-    from rl_assets.store.database import connect
     from rl_assets.store.snapshots import list_snapshots
 
-    with databases(Settings.from_env()) as urls, connect(urls.babylon) as conn:
+    with opened() as (conn, _):
         rows = list_snapshots(conn, split=split)
     show_table(
         f"{len(rows)} snapshots",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from rl_assets.commands.opened import opened
+
 
 @click.command()
 @click.option("--force", is_flag=True, help="Claim what is there, even below the threshold.")
@@ -13,21 +15,15 @@ def train(force: bool, model_line: str | None) -> int:
 
     Exit code 3: too few fresh episodes, and not forced.
     """
-    from rl_assets.services import databases
-    from rl_assets.settings import Settings
-    from rl_assets.store.database import connect, migrate
     from rl_assets.training.trigger import claim
 
-    settings = Settings.from_env()
-    with databases(settings) as urls:
-        migrate(urls.babylon)
-        with connect(urls.babylon) as conn:
-            found = claim(
-                conn,
-                model_line=model_line or settings.model_line,
-                minimum=settings.min_trajectories,
-                forced_by="rl-assets train --force" if force else None,
-            )
+    with opened() as (conn, settings):
+        found = claim(
+            conn,
+            model_line=model_line or settings.model_line,
+            minimum=settings.min_trajectories,
+            forced_by="rl-assets train --force" if force else None,
+        )
     click.echo(found.reason)
     if found.batch is None:
         return 3

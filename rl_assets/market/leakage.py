@@ -7,16 +7,21 @@ days and scored on the second.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
 
 from rl_assets.market.audit import Check, World
+from rl_assets.market.config import WorldConfig
+from rl_assets.market.generate import generate
 from rl_assets.market.snapshot import Post, Snapshot, Truth
 from rl_assets.market.sources import CHATS, PAID_SOURCES, RELIABILITY, SOURCES, WIRE
 
 LEAST_WORLDS = 200
 """Snapshots under which a leak cannot be told from chance."""
+FITTED = 400
+"""Snapshots on which a kind of world is judged."""
 SURE = 4.0
 """Standard errors beyond which a deviation is a fault; chance gives that once in 16,000 looks."""
 PRICE_TELLS = 0.02
@@ -24,6 +29,12 @@ PRICE_TELLS = 0.02
 _NAMES = [source.name for source in (*SOURCES, *CHATS, *PAID_SOURCES)]
 """Who tells where values go. The wire tells of jumps, which is another thing."""
 _LATE = {source.name for source in SOURCES if source.late}
+
+
+@lru_cache(maxsize=16)
+def audit_kind(config: WorldConfig) -> tuple[Check, ...]:
+    """What public data tells of the truths of a kind of world, found on its first `FITTED` train seeds."""
+    return tuple(audit_leakage([generate("train", seed, config) for seed in range(FITTED)]))
 
 
 def audit_leakage(worlds: Sequence[World]) -> list[Check]:

@@ -13,6 +13,7 @@ from rl_assets.agents.runner import Assignment, ReferenceAgent, World, play
 from rl_assets.episodes import Episode, Policy
 from rl_assets.errors import MalformedInput
 from rl_assets.market.audit import audit_snapshot
+from rl_assets.market.leakage import audit_kind
 from rl_assets.market.snapshot import Snapshot, Truth, load_snapshot, load_truth
 from rl_assets.registry.decisions import Evaluation, latest_evaluation, look_number, record_evaluation
 from rl_assets.registry.gate import Decision, Gate, Play, compare
@@ -71,8 +72,8 @@ def evaluate(
 
 
 def gate_worlds(conn: psycopg.Connection, snapshots: Path, most: int) -> list[World]:
-    """The first `most` registered gate snapshots, each audited once more: on one that leaks, or that its seed did not
-    make, nothing is decided and nobody is ranked.
+    """The first `most` registered gate snapshots, audited once more, each of them and their kind of world: where one
+    leaks, or its seed did not make it, nothing is decided and nobody is ranked.
 
     snapshots: the directory of snapshot files. Raises MalformedInput where there are none, or they are broken.
     """
@@ -83,7 +84,7 @@ def gate_worlds(conn: psycopg.Connection, snapshots: Path, most: int) -> list[Wo
 
 
 def _sound(snapshot: Snapshot, truth: Truth) -> World:
-    for check in audit_snapshot(snapshot, truth):
+    for check in (*audit_snapshot(snapshot, truth), *audit_kind(snapshot.config)):
         if not check.passed:
             raise MalformedInput(
                 f"gate snapshot {snapshot.id} fails its audit ({check.name}: {check.detail}); generate it again with "

@@ -11,6 +11,7 @@ import pytest
 from rl_assets.agents.replay import replay
 from rl_assets.episodes import Episode, Policy
 from rl_assets.errors import MalformedInput, MissingCheckpoint
+from rl_assets.market import leakage
 from rl_assets.market.generate import generate
 from rl_assets.registry.checkpoints import checkpoint_digest
 from rl_assets.registry.decisions import Evaluation, latest_evaluation, look_number
@@ -129,4 +130,17 @@ def test_a_gate_snapshot_that_fails_its_audit_decides_nothing(
     with pytest.raises(MalformedInput, match=f"gate snapshot {first} fails its audit"):
         measured(conn, batch, root, tmp_path / "evaluation.parquet")
     assert not (tmp_path / "evaluation.parquet").exists()
+    assert latest_evaluation(conn, batch.id) is None
+
+
+def test_snapshots_of_a_kind_that_leaks_decide_nothing(
+    conn: psycopg.Connection, batch: Batch, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(leakage, "SURE", 0.0)  # whatever deviates is then a leak
+    leakage.audit_kind.cache_clear()
+    try:
+        with pytest.raises(MalformedInput, match="fails its audit"):
+            measured(conn, batch, trained / "snapshots", tmp_path / "evaluation.parquet")
+    finally:
+        leakage.audit_kind.cache_clear()
     assert latest_evaluation(conn, batch.id) is None
