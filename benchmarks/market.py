@@ -1,12 +1,13 @@
 """How fast the market is on this machine: `python -m benchmarks.market`.
 
-Measures the engine with and without observations, reference agents that play without being recorded, memory over many
-plays, and a week of one-minute ticks from its seed to its file.
+Measures the engine with and without observations, reference agents that play without being recorded, memory by width
+and over many plays, and a week of one-minute ticks from its seed to its file.
 """
 
 from __future__ import annotations
 
 import tempfile
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,17 @@ def main() -> None:
     grown = (process.memory_info().rss - before) / 1e6
     plays = f"{PLAYS} plays of {WIDTHS[-1]} episodes"
     show_table("Memory", ("what", "resident", "grown"), [(plays, f"{before / 1e6:.0f} MB", f"{grown:+.1f} MB")])
+
+    rows = []
+    for width in WIDTHS:
+        snapshots = [worlds[place % WORLDS][0] for place in range(width)]
+        orders = wild_orders(config, width)
+        tracemalloc.start()
+        run(snapshots, orders, observe=True)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        rows.append((width, f"{peak / 1e6:.2f} MB", f"{peak / width / 1e3:.2f} kB"))
+    show_table("Memory of a play, with observations", ("episodes side by side", "at most", "per episode"), rows)
 
     seconds = measure(lambda: generate("train", 0, WEEK), 5)
     snapshot, truth = generate("train", 0, WEEK)

@@ -1,8 +1,9 @@
-"""What the instance knows of runs, in the words of the domain."""
+"""What the instance knows of runs, in the words of the domain, and what follows from it for the next training."""
 
 import dagster as dg
 
-from rl_assets.training.trigger import Runs
+from rl_assets.resources import Database, Trainer
+from rl_assets.training.trigger import Look, Runs, look
 
 PARTITION = "dagster/partition"
 RANGE_START = "dagster/asset_partition_range_start"
@@ -25,3 +26,14 @@ def runs_of_batch(instance: dg.DagsterInstance, batch_id: str) -> Runs:
         live=next((run.run_id for run in runs if run.status not in ENDED), None),
         ended=frozenset(run.tags.get(RUN_KEY, run.run_id) for run in runs if run.status in ENDED),
     )
+
+
+def next_training(instance: dg.DagsterInstance, database: Database, trainer: Trainer) -> Look:
+    """The look that the training sensor and the daily schedule share. It may claim a batch."""
+    with database.connect() as conn:
+        return look(
+            conn,
+            model_line=trainer.line,
+            minimum=trainer.minimum,
+            runs_of=lambda batch_id: runs_of_batch(instance, batch_id),
+        )

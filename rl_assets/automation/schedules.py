@@ -4,7 +4,7 @@ import dagster as dg
 
 from rl_assets.automation.jobs import training_job
 from rl_assets.automation.partitions import BATCHES
-from rl_assets.automation.runs import runs_of_batch
+from rl_assets.automation.runs import next_training
 from rl_assets.resources import Database, Trainer
 
 
@@ -18,15 +18,7 @@ from rl_assets.resources import Database, Trainer
 def daily_training_schedule(
     context: dg.ScheduleEvaluationContext, database: Database, trainer: Trainer
 ) -> dg.RunRequest | dg.SkipReason:
-    from rl_assets.training.trigger import look
-
-    with database.connect() as conn:
-        found = look(
-            conn,
-            model_line=trainer.line,
-            minimum=trainer.minimum,
-            runs_of=lambda batch_id: runs_of_batch(context.instance, batch_id),
-        )
+    found = next_training(context.instance, database, trainer)
     if found.run_key is None or found.batch is None:
         return dg.SkipReason(found.reason)
     context.log.info(found.reason)

@@ -19,7 +19,7 @@ from rl_assets.automation.runs import (
     RANGE_START,
     RUN_KEY,
     live_partitions,
-    runs_of_batch,
+    next_training,
 )
 from rl_assets.resources import Database, Trainer
 
@@ -112,15 +112,7 @@ def trajectory_window_sensor(context: dg.SensorEvaluationContext, database: Data
     description="Claims a batch once enough fresh judged episodes wait, and requests the run of a batch that has none.",
 )
 def training_sensor(context: dg.SensorEvaluationContext, database: Database, trainer: Trainer) -> dg.SensorResult:
-    from rl_assets.training.trigger import look
-
-    with database.connect() as conn:
-        found = look(
-            conn,
-            model_line=trainer.line,
-            minimum=trainer.minimum,
-            runs_of=lambda batch_id: runs_of_batch(context.instance, batch_id),
-        )
+    found = next_training(context.instance, database, trainer)
     if found.run_key is None or found.batch is None:
         return dg.SensorResult(skip_reason=found.reason)
     context.log.info(found.reason)
