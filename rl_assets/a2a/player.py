@@ -14,6 +14,7 @@ from rl_assets.a2a.client import Remote, RemoteError, RemoteRefusal
 from rl_assets.a2a.params import MOST_POSTS, shown
 from rl_assets.agents import prompt
 from rl_assets.agents.reference import Seat, rule
+from rl_assets.agents.remote import NoAnswer
 from rl_assets.agents.runner import uniform_draws
 from rl_assets.errors import ConfigurationError, RlAssetsError
 from rl_assets.market.engine import Do, Orders
@@ -25,6 +26,9 @@ WAIT_SECONDS = 20.0
 DRAWS = 5
 """Uniform numbers that a rule gets per tick."""
 ANSWER_TOKENS = 256
+TIMEOUT_SECONDS = 120.0
+"""How long a model may take to answer."""
+RETRIES = 2
 
 
 @dataclass(frozen=True)
@@ -77,9 +81,20 @@ class ModelDecider:
     def __init__(self, base_url: str, model: str, api_key: str, temperature: float) -> None:
         from openai import AsyncOpenAI
 
-        self._client = AsyncOpenAI(base_url=base_url, api_key=api_key, timeout=120.0, max_retries=2)
+        from rl_assets.agents.endpoint import EndpointAgent
+
+        self._client = AsyncOpenAI(base_url=base_url, api_key=api_key, timeout=TIMEOUT_SECONDS, max_retries=RETRIES)
         self._model = model
-        self._temperature = temperature
+        self._endpoint = EndpointAgent(
+            base_url,
+            model,
+            api_key=api_key,
+            temperature=temperature,
+            max_tokens=ANSWER_TOKENS,
+            timeout=TIMEOUT_SECONDS,
+            retries=RETRIES,
+            cut_off_counts=True,
+        )
         self._said: list[Any] = []
 
     def begin(self, config: WorldConfig, rules: str) -> None:
@@ -87,19 +102,14 @@ class ModelDecider:
         self._said = [{"role": "system", "content": rules}]
 
     async def decide(self, remote: Remote, clock: dict[str, Any]) -> Orders:
-        from openai import OpenAIError
-
         self._said.append({"role": "user", "content": clock["observation"]})
         try:
-            answer = await self._client.chat.completions.create(
-                model=self._model, messages=self._said, temperature=self._temperature, max_tokens=ANSWER_TOKENS
-            )
-            text = answer.choices[0].message.content or ""
-        except (OpenAIError, IndexError) as error:
+            reply = await self._endpoint.answer(self._client, self._said, seed=len(self._said))
+        except NoAnswer as error:
             reason = shown(str(error), 200)
             raise RlAssetsError(f"{self._model} does not answer ({reason}); check --base-url and --model") from error
-        self._said.append({"role": "assistant", "content": text})
-        orders, _, _ = prompt.to_orders([text], self._config)
+        self._said.append({"role": "assistant", "content": reply.text})
+        orders, _, _ = prompt.to_orders([reply.text], self._config)
         return orders
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from typing import TYPE_CHECKING
 
 import click
@@ -54,6 +55,8 @@ def play(
         if base_url or model:
             raise ConfigurationError(f"--base-url and --model are for --agent model; {agent} decides by a rule")
         decider = RuleDecider(agent, (seed,))
+    # asyncio ends what is under way in good order, where the handler is Python's own.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     return asyncio.run(_play(url, agent, decider, name or f"{agent}-a2a"))
 
 

@@ -194,6 +194,20 @@ def test_a_model_joins_and_posts_in_a_world_where_that_can_be_done(serve: Server
     assert "in gem" in episode.steps[1].observation
 
 
+def test_a_models_key_is_not_repeated(
+    serve: Servers, stranger: Stranger, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
+    stranger.status = 401
+    stranger.answer = lambda request: {"error": {"message": "no such key: sk-very-secret"}}
+    served = serve()
+    asking = ["--agent", "model", "--base-url", f"{stranger.url}/v1", "--model", "m"]
+    assert run(["play", served.url, *asking]) == 1
+    said = capsys.readouterr()
+    assert "m does not answer" in said.err
+    assert "very-secret" not in said.out + said.err
+
+
 def test_babylon_is_looked_at_and_what_it_lacks_is_said(babylon: Stranger):
     async def look() -> list[Any]:
         async with connect(babylon.url) as remote:
