@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from rl_assets.episodes import Episode, Policy, Sampling, Step
-from rl_assets.store.record import RECORDER, plain_text
+from rl_assets.store.record import RECORDER
 
 UNRECORDED = "unrecorded"
 """Name of the policy of rows that say nothing of the model that decided."""
@@ -133,7 +133,7 @@ def _step(raw: Json, call: Mapping[str, Any], number: int, ours: bool) -> Step:
         reward=reward,
         equity=equity,
         credit=_number(raw, "credit", None, where=where),
-        error=None if error is None else plain_text(error if isinstance(error, str) else json.dumps(error)),
+        error=_maybe_text({"error": error if error is None or isinstance(error, str) else json.dumps(error)}, "error"),
         token_ids=tuple(token_ids),
         logprobs=tuple(_finite(value, "a logprob", where) for value in logprobs),
         prompt_tokens=_count(call, "promptTokens", 0),
