@@ -1,0 +1,187 @@
+"""Backfills as a data engineer launches them: over GraphQL, run by a real daemon, and counted afterwards."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rl_assets.episodes import window_of
+from rl_assets_tests.processes import left_running, query, start
+
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(900)]
+
+WINDOW_ASSETS = ("recorded_trajectories", "grpo_groups", "judged_rankings")
+SPRING = [f"2026-03-29T{hour:02d}:00" for hour in range(4)]
+"""Hours over which clocks in Europe go forward; at 02:00 of local time there is none."""
+AUTUMN = [f"2026-10-25T{hour:02d}:00" for hour in (0, 1, 2, 5, 6)]
+"""Hours over which they go back, with a gap of two."""
+
+
+@dataclass(frozen=True)
+class Ui:
+    """The web interface on a data directory."""
+
+    url: str
+    data: Path
+
+    def ask(self, text: str, **variables: object) -> Any:
+        body = json.dumps({"query": text, "variables": variables}).encode()
+        request = urllib.request.Request(f"{self.url}/graphql", body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=60) as response:
+            answer = json.load(response)
+        assert "errors" not in answer, answer["errors"]
+        return answer["data"]
+
+    def backfill(self, assets: Sequence[str], partitions: Sequence[str], config: dict | None = None) -> str:
+        """Launch a backfill and wait until it has succeeded; returns its id."""
+        params = {"assetSelection": [{"path": [name]} for name in assets], "partitionNames": list(partitions)}
+        if config is not None:
+            params["runConfigData"] = config
+        launched = self.ask(
+            """mutation ($params: LaunchBackfillParams!) { launchPartitionBackfill(backfillParams: $params) {
+                 __typename ... on LaunchBackfillSuccess { backfillId } ... on PythonError { message } } }""",
+            params=params,
+        )["launchPartitionBackfill"]
+        assert launched["__typename"] == "LaunchBackfillSuccess", launched
+
+        def state() -> str:
+            found = self.ask(
+                """query ($id: String!) { partitionBackfillOrError(backfillId: $id) {
+                     ... on PartitionBackfill { status } } }""",
+                id=launched["backfillId"],
+            )
+            return found["partitionBackfillOrError"]["status"]
+
+        until(lambda: state() in ("COMPLETED_SUCCESS", "COMPLETED_FAILED", "FAILED", "CANCELED"))
+        assert state() == "COMPLETED_SUCCESS"
+        return launched["backfillId"]
+
+    def runs(self, backfill: str) -> list[tuple]:
+        """(status, first partition, last partition) of the runs of a backfill, in order of partitions."""
+        return query(
+            self.data,
+            f"""SELECT r.status, coalesce(p.value, a.value), coalesce(p.value, b.value) FROM runs AS r
+                JOIN run_tags AS t ON t.run_id = r.run_id AND t.key = 'dagster/backfill' AND t.value = '{backfill}'
+                LEFT JOIN run_tags AS p ON p.run_id = r.run_id AND p.key = 'dagster/partition'
+                LEFT JOIN run_tags AS a ON a.run_id = r.run_id AND a.key = 'dagster/asset_partition_range_start'
+                LEFT JOIN run_tags AS b ON b.run_id = r.run_id AND b.key = 'dagster/asset_partition_range_end'
+                ORDER BY 2""",
+            dagster=True,
+        )
+
+
+def until(done: Callable[[], bool], seconds: float = 240.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(1)
+
+
+@pytest.fixture(scope="module")
+def ui(looped: Path) -> Iterator[Ui]:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = start(looped, "ui", "--port", str(port))
+    url = f"http://127.0.0.1:{port}"
+
+    def answers() -> bool:
+        assert command.poll() is None, command.communicate()[0]
+        try:
+            with urllib.request.urlopen(f"{url}/server_info", timeout=5) as response:
+                return response.status == 200
+        except (urllib.error.URLError, OSError):
+            return False
+
+    try:
+        until(answers)
+        yield Ui(url, looped)
+    finally:
+        command.send_signal(signal.SIGINT)
+        command.communicate(timeout=90)
+    assert left_running(looped) == []
+
+
+def sets(data: Path) -> list[tuple]:
+    return query(data, "SELECT window_id, count(*) FROM rl_assets.judgement_sets GROUP BY 1 ORDER BY 1")
+
+
+def claims(data: Path) -> list[tuple]:
+    return query(
+        data,
+        """SELECT o.batch_id, count(*), md5(string_agg(e.trajectory_id, ',' ORDER BY e.trajectory_id))
+           FROM rl_assets.offers AS o JOIN rl_assets.offered_episodes AS e ON e.offer_id = o.id
+           WHERE o.batch_id IS NOT NULL GROUP BY 1 ORDER BY 1""",
+    )
+
+
+def test_hours_are_read_grouped_and_judged_again_in_one_run_per_stretch(ui: Ui):
+    played = [window for (window,) in query(ui.data, 'SELECT DISTINCT "windowId" FROM trajectories ORDER BY 1')]
+    claimed, before = claims(ui.data), dict(sets(ui.data))
+    assert claimed and before.keys() == set(played)
+
+    empty = ui.backfill(WINDOW_ASSETS, [*SPRING, *AUTUMN])
+    assert ui.runs(empty) == [
+        ("SUCCESS", SPRING[0], SPRING[-1]),
+        ("SUCCESS", AUTUMN[0], AUTUMN[2]),
+        ("SUCCESS", AUTUMN[3], AUTUMN[4]),
+    ]
+    assert {window: dict(sets(ui.data))[window] for window in (*SPRING, *AUTUMN)} == dict.fromkeys(SPRING + AUTUMN, 1)
+
+    # The open hour is a partition too, and the same groups judged by the same judge are the same judgement set.
+    again = ui.backfill(WINDOW_ASSETS, sorted({*played, window_of(datetime.now(UTC))}))
+    assert {status for status, *_ in ui.runs(again)} == {"SUCCESS"}
+    assert {window: dict(sets(ui.data))[window] for window in played} == before
+
+    smaller = {"resources": {name: {"config": {"group_size": 4}} for name in ("judge",)}}
+    ui.backfill(WINDOW_ASSETS[1:], played, smaller)
+    rejudged = dict(sets(ui.data))
+    assert all(rejudged[window] == before[window] + 1 for window in played)
+    ui.backfill(WINDOW_ASSETS[2:], played)
+    assert dict(sets(ui.data)) == rejudged
+    ui.backfill(WINDOW_ASSETS[1:], played)
+    assert dict(sets(ui.data)) == rejudged
+    assert claims(ui.data) == claimed
+    twice = query(ui.data, "SELECT trajectory_id FROM rl_assets.offered_episodes GROUP BY 1 HAVING count(*) > 1")
+    assert twice == []
+
+
+def test_an_old_batch_that_is_backfilled_stays_the_model_that_it_is(ui: Ui):
+    batch, state = query(ui.data, "SELECT id, state FROM rl_assets.batches ORDER BY created_at LIMIT 1")[0]
+    models = "SELECT step, digest, batch_id, state FROM rl_assets.models ORDER BY step"
+    before, evaluated = query(ui.data, models), query(ui.data, "SELECT count(*) FROM rl_assets.evaluations")
+    claimed, live = claims(ui.data), query(ui.data, "SELECT step FROM rl_assets.champion")
+    backfill = ui.backfill(("training_batches", "trained_models", "benchmark_evaluations"), [batch])
+    assert {status for status, *_ in ui.runs(backfill)} == {"SUCCESS"}
+    assert query(ui.data, models) == before
+    assert query(ui.data, "SELECT count(*) FROM rl_assets.evaluations") == evaluated
+    assert query(ui.data, f"SELECT state FROM rl_assets.batches WHERE id = '{batch}'") == [(state,)]
+    assert (claims(ui.data), query(ui.data, "SELECT step FROM rl_assets.champion")) == (claimed, live)
+
+
+def test_a_late_row_of_an_old_hour_is_noticed_and_read(ui: Ui):
+    late = "2026-11-20T07:00"
+    query(
+        ui.data,
+        f"""INSERT INTO trajectories SELECT (jsonb_populate_record(t, jsonb_build_object('id', 'late', 'trajectoryId',
+              'late-1', 'windowId', '{late}', 'endTime', '2026-11-20T07:30:00', 'startTime', '2026-11-20T07:29:00',
+              'judgedAt', NULL, 'aiJudgeReward', NULL, 'usedInTraining', false, 'trainedInBatch', NULL,
+              'updatedAt', now() AT TIME ZONE 'UTC'))).* FROM trajectories AS t LIMIT 1 RETURNING 1""",
+    )
+    until(lambda: (late, 1) in sets(ui.data))
+    runs = query(
+        ui.data,
+        f"SELECT count(*) FROM run_tags WHERE key = 'dagster/partition' AND value = '{late}'",
+        dagster=True,
+    )
+    assert runs == [(1,)]
