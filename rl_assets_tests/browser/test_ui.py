@@ -109,7 +109,7 @@ def test_rankings_show_judge_counts_and_a_picture(page: Page, address: str, loop
     keep(page, "rankings")
 
 
-@pytest.mark.parametrize("asset", ["benchmark_snapshots", "grpo_groups", "training_batches", "trained_models"])
+@pytest.mark.parametrize("asset", ["grpo_groups", "judged_rankings", "training_batches", "trained_models"])
 def test_the_checks_of_an_asset_are_green(page: Page, address: str, asset: str):
     page.goto(f"{address}/assets/{asset}?view=checks")
     expect(page.get_by_text("Succeeded").first).to_be_visible(timeout=PATIENCE)
