@@ -94,9 +94,7 @@ class GRPOTrainingService:
         measured = {"data/staleness": float(np.mean(stale)), "data/staleness_max": float(max(stale))}
         return self._result(manifest, step, time.perf_counter() - began, measured)
 
-    async def _train(
-        self, manifest: Manifest, groups: list[art.TrajectoryGroup], notes: Notes, longest: int
-    ) -> None:
+    async def _train(self, manifest: Manifest, groups: list[art.TrajectoryGroup], notes: Notes, longest: int) -> None:
         random.seed(manifest.batch_id)  # ART shuffles with the global generator
         model = art.TrainableModel(
             name=self.model_line, project=PROJECT, base_model=str(self.checkpoint(0)), base_path=str(self.art_path)
