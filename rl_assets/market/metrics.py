@@ -16,6 +16,7 @@ from rl_assets.episodes import Episode
 from rl_assets.errors import MalformedInput
 from rl_assets.market.engine import LIQUIDATED, Do
 from rl_assets.market.snapshot import IMPORTED, SNAPSHOTS_PER_DAY, parse_id
+from rl_assets.market.social import social_value
 from rl_assets.market.trades import Trades, Worlds, trades_of
 
 RESAMPLES = 4_000
@@ -66,6 +67,7 @@ METRICS: dict[str, str] = {
     "liquidations": "positions closed by force",
     "invalid_actions": "refused or unreadable actions",
     "latency_ms": "mean milliseconds per decision, as the policy measured them",
+    "social_value": "dollars that joins and posts added to expected PnL, next to hold in their place, all else as said",
     "skill": "expected PnL between holding (0) and the oracle (1), where both played the same snapshots",
 }
 
@@ -151,6 +153,7 @@ def per_episode(episodes: Sequence[Episode], worlds: Worlds, trades: Trades) -> 
         "liquidations": np.array([sum(s.error == LIQUIDATED for s in e.steps) for e in episodes], float),
         "invalid_actions": np.array([sum(not step.valid for step in e.steps) for e in episodes], float),
         "latency_ms": np.array([np.mean([step.latency_ms for step in e.steps]) for e in episodes]),
+        "social_value": social_value(episodes, expected, worlds),
     }
 
 
