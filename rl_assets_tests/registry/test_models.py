@@ -89,6 +89,7 @@ def test_registering_again_changes_nothing(conn: psycopg.Connection, tmp_path: P
     candidate = a_candidate(conn, tmp_path, 1)
     before = babylon(conn)
     assert candidate.batch_id is not None
+    assert isinstance(candidate.checkpoint_path, Path)
     result = a_result(candidate.batch_id, candidate.checkpoint_path, 0, 1)
     assert register_candidate(conn, result) == candidate
     assert babylon(conn) == before
@@ -276,6 +277,7 @@ def test_a_checkpoint_that_is_not_whole_is_not_made_live(conn: psycopg.Connectio
     promoted(conn, tmp_path, 1)
     candidate = a_candidate(conn, tmp_path, 2)
     evaluated(conn, candidate, promote=True)
+    assert isinstance(candidate.checkpoint_path, Path)
     harm(candidate.checkpoint_path)
     with pytest.raises(MissingCheckpoint, match=r"restore it, or (take|roll back)"):
         promote(conn, LINE, 2)
