@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from rl_assets.errors import ConfigurationError, MalformedInput, RlAssetsError
 from rl_assets.market.leaderboard import Leaderboard, leaderboard
 from rl_assets.store.lake import GrowingFile, write_json
 
+_log = logging.getLogger(__name__)
 PLAN = "comparison.json"
 EPISODES = "episodes.parquet"
 SEATS_AT_ONCE = 128
@@ -181,6 +183,11 @@ class _Play:
                     episodes = play_seats(assignment, part, seed=self.seed, ids=ids, is_evaluation=True)
                 except MalformedInput as error:
                     self._failed(part, str(error))
+                except MemoryError:
+                    raise
+                except Exception as error:  # of the agent, whose fault is not the others'
+                    _log.exception("%s failed", self.entrant.name)
+                    self._failed(part, f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")
                 else:
                     self._ended(episodes)
 

@@ -228,6 +228,7 @@ def money(amount: float) -> float:
 
 
 def _trouble(fills: Fills, row: int, unreadable: str | None) -> str | None:
-    if fills.error[row] is not None:
-        return unreadable or str(fills.error[row])
-    return LIQUIDATED if fills.liquidated[row] else None
+    refused = None if fills.error[row] is None else unreadable or str(fills.error[row])
+    if not fills.liquidated[row]:
+        return refused
+    return LIQUIDATED if refused is None else f"{refused}; {LIQUIDATED}"

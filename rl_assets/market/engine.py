@@ -30,6 +30,7 @@ LARGEST_IMPACT = 0.5
 SWAY_KEPT = 0.7
 """Share of what an agent's posts have done to the crowd's odds that is left a tick later."""
 LIQUIDATED = "liquidated"
+"""How the error of a tick ends on which positions were closed by force."""
 
 
 class Do(IntEnum):

@@ -64,7 +64,7 @@ METRICS: dict[str, str] = {
     "turnover": "traded dollars, notional on perpetuals, as a multiple of the starting cash",
     "fees": "dollars",
     "trades": "filled orders",
-    "liquidations": "positions closed by force",
+    "liquidations": "ticks on which positions were closed by force",
     "invalid_actions": "refused or unreadable actions",
     "latency_ms": "mean milliseconds per decision, as the policy measured them",
     "social_value": "dollars that joins and posts added to expected PnL, next to hold in their place, all else as said",
@@ -150,7 +150,9 @@ def per_episode(episodes: Sequence[Episode], worlds: Worlds, trades: Trades) -> 
         "turnover": np.bincount(trades.episode, trades.volume, n) / cash,
         "fees": np.array([episode.fees for episode in episodes]),
         "trades": np.array([episode.trades for episode in episodes], float),
-        "liquidations": np.array([sum(s.error == LIQUIDATED for s in e.steps) for e in episodes], float),
+        "liquidations": np.array(
+            [sum(bool(s.error and s.error.endswith(LIQUIDATED)) for s in e.steps) for e in episodes], float
+        ),
         "invalid_actions": np.array([sum(not step.valid for step in e.steps) for e in episodes], float),
         "latency_ms": np.array([np.mean([step.latency_ms for step in e.steps]) for e in episodes]),
         "social_value": social_value(episodes, expected, worlds),

@@ -6,18 +6,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from rl_assets.agents.benchmark import Entrant, Failure, Results, play_missing, run
 from rl_assets.agents.endpoint import UNKNOWN_TOKEN, EndpointAgent
 from rl_assets.agents.prompt import to_orders
 from rl_assets.agents.replay import replay
-from rl_assets.agents.runner import ReferenceAgent, World
-from rl_assets.episodes import Episode
+from rl_assets.agents.runner import ReferenceAgent, Table, World
+from rl_assets.episodes import Episode, Policy
 from rl_assets.errors import ConfigurationError, MalformedInput, RlAssetsError
 from rl_assets.market.babylon.importer import import_babylon
+from rl_assets.market.engine import Engine
 from rl_assets.market.generate import generate
-from rl_assets.market.snapshot import WorldConfig
+from rl_assets.market.snapshot import Truth, WorldConfig
 from rl_assets.store.lake import read_episodes_parquet, write_episodes_parquet
 from rl_assets_tests.agents.endpoint_server import (
     HOLD,
@@ -269,3 +271,22 @@ def test_snapshots_of_several_kinds_are_compared_together(tmp_path: Path):
 def test_nobody_is_ranked_on_what_others_have_not_played():
     failed = Results({"a": []}, [Failure("a", "gate-1", 0, "it is down")])
     assert failed.ranking() is None
+
+
+class Faulty:
+    """An agent with a fault of its own."""
+
+    sampling = None
+    policy = Policy("faulty")
+
+    def sit(self, engine: Engine, rows: np.ndarray, truths: list[Truth], seeds: list[tuple[int, ...]]) -> Table:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied\n(a long story)")
+
+
+def test_a_fault_of_an_agent_fails_its_own_episodes_alone(caplog: pytest.LogCaptureFixture):
+    results = played(Entrant(Faulty(), {"kind": "faulty"}, 2), an_entrant("hold"))
+    assert len(results.episodes["hold"]) == len(SMALL)
+    assert not results.episodes["faulty"]
+    assert {failure.agent for failure in results.failures} == {"faulty"}
+    assert {f.reason for f in results.failures} == {"RuntimeError: mat1 and mat2 shapes cannot be multiplied"}
+    assert "a long story" in caplog.text

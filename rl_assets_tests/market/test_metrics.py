@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rl_assets.agents.runner import ReferenceAgent
+from rl_assets.agents.runner import Assignment, ReferenceAgent, play
 from rl_assets.errors import MalformedInput
 from rl_assets.market.engine import Do, Engine
 from rl_assets.market.metrics import METRICS, as_rows, cluster_interval, drawdown, measure, per_episode, ratio_interval
 from rl_assets.market.snapshot import WorldConfig
 from rl_assets.market.trades import trades_of
-from rl_assets_tests.market.wild import Scripted, by_id, episodes_of, one, world
+from rl_assets_tests.market.wild import Scripted, by_id, episodes_of, one, with_prices, world
 
 DEFAULT = WorldConfig()
 BUY = '{"market":"A","do":"buy_yes","size":100}'
@@ -176,3 +176,15 @@ def test_intervals_need_numbers():
         cluster_interval(np.array([1.0]), [1, 2])
     with pytest.raises(ValueError, match="positive denominator"):
         ratio_interval(np.ones(2), np.zeros(2), [1, 2])
+
+
+def test_a_liquidation_counts_in_a_tick_whose_order_was_refused():
+    config = WorldConfig(markets=0, perps=1, ticks=3)
+    snapshot, truth = world(config)
+    falling = with_prices(snapshot, [10_000, 10_000, 8_000, 8_000])
+    agent = Scripted("stubborn", ['{"market":"P","do":"long","size":500}', "nonsense"])
+    (episode,) = play([Assignment(agent, "agent")], [(falling, truth)], seed=0, new_ids=lambda n: [""] * n)
+    assert episode.steps[1].error == "no JSON object in the response; liquidated"
+    assert episode.breaches == 2
+    worlds = {falling.id: (falling, truth)}
+    assert per_episode([episode], worlds, trades_of([episode], worlds))["liquidations"].tolist() == [1.0]
