@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 from collections import Counter
 from collections.abc import Callable
@@ -25,6 +26,8 @@ from rl_assets_tests.crash.worker import LINE
 from rl_assets_tests.registry.made import a_decision
 
 _log = logging.getLogger(__name__)
+STRIDE = int(os.environ.get("RL_ASSETS_CRASH_STRIDE", "3"))
+"""Every how many-th crash point is tried; 1 tries them all, which takes some minutes."""
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
@@ -65,7 +68,7 @@ def crash_everywhere(
     whole.drop()
     _log.info("%d crash points: %s", sum(only in point for point in points), "; ".join(points))
     for number, point in enumerate(points, 1):
-        if only not in point:
+        if only not in point or (not only and number % STRIDE):
             continue
         world = start.copy(root / str(number))
         assert worker(world.order(die_at=number)) == -signal.SIGKILL, f"{point}\n{world.said}"
