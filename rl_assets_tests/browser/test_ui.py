@@ -98,10 +98,10 @@ def test_the_sensor_says_in_words_why_it_waits(page: Page, address: str):
     page.goto(f"{address}/locations/rl_assets/sensors/training_sensor")
     said = page.get_by_text("Skip reason:")
     # The table draws itself anew with each tick, and a click that falls into that is lost.
-    for _ in range(10):
-        page.get_by_role("button", name="0 runs requested").first.click(timeout=PATIENCE)
+    for _ in range(6):
         with contextlib.suppress(TimeoutError):
-            said.wait_for(timeout=5_000)
+            page.get_by_role("button", name="0 runs requested").first.click(timeout=20_000)
+            said.wait_for(timeout=10_000)
             break
     expect(said).to_be_visible()
     reason = re.compile(r"\d+ of \d+ fresh episodes|batch-[0-9a-f]{16} is [a-z]+|has no champion yet")
