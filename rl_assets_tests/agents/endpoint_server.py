@@ -7,8 +7,10 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
+
+from rl_assets_tests.loopback import serving
 
 HOLD = '{"do":"hold"}'
 
@@ -120,25 +122,5 @@ def _send(handler: BaseHTTPRequestHandler, reply: Reply) -> None:
 @contextmanager
 def loopback_model() -> Iterator[LoopbackModel]:
     model = LoopbackModel()
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        disable_nagle_algorithm = True
-
-        def do_POST(self) -> None:
-            model.respond(self)
-
-        def log_message(self, *_: Any) -> None:
-            """Tests read the standard streams."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, args=[0.02], daemon=True)
-    thread.start()
-    model.url = f"http://127.0.0.1:{server.server_port}/v1"
-    try:
+    with serving(lambda handler: model.respond(handler)) as model.url:
         yield model
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

@@ -12,8 +12,10 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
+
+from rl_assets_tests.loopback import serving
 
 _EPISODE = re.compile(r'<(?:episode \w+|trajectory) id="(\w+)">(.*?)</(?:episode|trajectory)', re.S)
 _SIZE = re.compile(r"size\W{1,4}(\d+)")
@@ -134,31 +136,8 @@ def _send(handler: BaseHTTPRequestHandler, reply: Reply) -> None:
 @contextmanager
 def loopback_judge() -> Iterator[LoopbackJudge]:
     judge = LoopbackJudge()
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        disable_nagle_algorithm = True
-
-        def do_POST(self) -> None:
-            judge.respond(self)
-
-        def log_message(self, *_: Any) -> None:
-            """Tests read the standard streams."""
-
-    class Server(ThreadingHTTPServer):
-        daemon_threads = True
-        request_queue_size = 256
-
-    server = Server(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, args=[0.02], daemon=True)
-    thread.start()
-    judge.url = f"http://127.0.0.1:{server.server_port}/v1"
-    try:
+    with serving(lambda handler: judge.respond(handler)) as judge.url:
         yield judge
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 def ids_of(body: dict[str, Any]) -> Sequence[str]:
