@@ -27,8 +27,11 @@ def test_the_sensor_trains_on_what_was_played_and_on_nothing_twice(looped: Path)
     assert re.search(r"batch-[0-9a-f]{16} is (promoted|rejected)", said)
     assert left_running(looped) == []
     claims = query(looped, 'select "trainedInBatch", count(*) from trajectories where "usedInTraining" group by 1')
-    assert len(claims) == 2
+    # What the first loop left over may fill a batch too.
+    assert len(claims) >= 2
     assert all(count >= 24 for _, count in claims)
+    states = query(looped, "select distinct state from rl_assets.batches")
+    assert {state for (state,) in states} <= {"promoted", "rejected"}
     runs = query(looped, "select status, count(*) from runs group by 1", dagster=True)
     assert [status for status, _ in runs] == ["SUCCESS"]
 
