@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy as np
 from rl_assets.agents.reference import REFERENCE_AGENTS, Seat, rule
 from rl_assets.agents.runner import uniform_draws
 from rl_assets.errors import MalformedInput
+from rl_assets.market.config import WorldConfig
 from rl_assets.market.exchange import engine_for
 from rl_assets.market.generate import generate
 from rl_assets.market.metrics import Interval, cluster_interval
@@ -24,6 +26,8 @@ World = tuple[Snapshot, Truth]
 
 LEAST_DAYS = 8
 """Market days under which intervals over days say too little for a verdict on skill."""
+PLAYED = 64
+"""Snapshots on which a kind of world is judged."""
 PUBLIC_KEYS = frozenset(
     ("format", "split", "seed", "day", "config", "crowd", "perp", "funding", "posts", "truth_digest", "whispers")
 )
@@ -105,6 +109,12 @@ def audit_skill(worlds: Sequence[World], *, seed: int = 0) -> SkillReport:
     if not -margin < luck.mean < margin or luck.low > 0:
         faults.append(f"random play differs from not playing by {luck}, more than ${margin:.2f} or surely above it")
     return SkillReport(not faults, rows, _verdict(len(worlds), faults, gaps, luck))
+
+
+@lru_cache(maxsize=16)
+def audit_kind_skill(config: WorldConfig) -> SkillReport:
+    """Whether skill shows on a kind of world, found on its first `PLAYED` train seeds."""
+    return audit_skill([generate("train", seed, config) for seed in range(PLAYED)])
 
 
 def reference_pnl(name: str, worlds: Sequence[World], *, seed: int = 0) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 from rl_assets.agents.runner import Assignment, ReferenceAgent, World, play
 from rl_assets.episodes import Episode, Policy
 from rl_assets.errors import MalformedInput
-from rl_assets.market.audit import audit_snapshot
+from rl_assets.market.audit import Check, audit_kind_skill, audit_snapshot
 from rl_assets.market.leakage import audit_kind
 from rl_assets.market.snapshot import Snapshot, Truth, load_snapshot, load_truth
 from rl_assets.registry.decisions import Evaluation, latest_evaluation, look_number, record_evaluation
@@ -73,7 +73,7 @@ def evaluate(
 
 def gate_worlds(conn: psycopg.Connection, snapshots: Path, most: int) -> list[World]:
     """The first `most` registered gate snapshots, audited once more, each of them and their kind of world: where one
-    leaks, or its seed did not make it, nothing is decided and nobody is ranked.
+    leaks, its seed did not make it or skill does not show, nothing is decided and nobody is ranked.
 
     snapshots: the directory of snapshot files. Raises MalformedInput where there are none, or they are broken.
     """
@@ -84,7 +84,9 @@ def gate_worlds(conn: psycopg.Connection, snapshots: Path, most: int) -> list[Wo
 
 
 def _sound(snapshot: Snapshot, truth: Truth) -> World:
-    for check in (*audit_snapshot(snapshot, truth), *audit_kind(snapshot.config)):
+    skill = audit_kind_skill(snapshot.config)
+    shows = Check("skill_is_measurable", skill.passed, skill.detail)
+    for check in (*audit_snapshot(snapshot, truth), *audit_kind(snapshot.config), shows):
         if not check.passed:
             raise MalformedInput(
                 f"gate snapshot {snapshot.id} fails its audit ({check.name}: {check.detail}); generate it again with "

@@ -17,6 +17,7 @@ from rl_assets.assets.snapshots import CHECKS, benchmark_snapshots
 from rl_assets.assets.trajectories import recorded_trajectories
 from rl_assets.automation.partitions import SNAPSHOTS
 from rl_assets.harness import provide
+from rl_assets.market.config import WorldConfig
 from rl_assets.market.generate import generate
 from rl_assets.market.snapshot import save_snapshot
 from rl_assets.resources import Database, Judge, Lake
@@ -66,9 +67,20 @@ def test_a_snapshot_is_generated_audited_and_marked(
     result = materialized([benchmark_snapshots], key, instance, postgres_url, tmp_path)
     assert result.success
     found = verdicts(result)
-    assert {name: found[name] for name in CHECKS} == dict.fromkeys(CHECKS, True)
+    assert found == dict.fromkeys((*CHECKS, "skill_is_measurable"), True)
     assert (tmp_path / "snapshots" / key / "public.json").is_file()
     assert [row.materialized_at is None for row in list_snapshots(conn)] == [False]
+
+
+def test_one_snapshot_says_whether_skill_shows_on_worlds_of_its_kind(
+    conn: psycopg.Connection, postgres_url: str, instance: dg.DagsterInstance, tmp_path: Path
+):
+    silent = generate("train", 5, WorldConfig(post_rate=0.0))[0]
+    register_snapshots(conn, [silent])
+    instance.add_dynamic_partitions(str(SNAPSHOTS.name), [silent.id])
+    result = materialized([benchmark_snapshots], silent.id, instance, postgres_url, tmp_path)
+    assert result.success
+    assert verdicts(result) == {**dict.fromkeys(CHECKS, True), "skill_is_measurable": False}
 
 
 def test_a_snapshot_that_comes_out_differently_is_not_written(
