@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import dagster as dg
 
 from rl_assets.assets import deployments, evaluations, groups, leaderboard, models, rankings, snapshots, trajectories
+from rl_assets.automation.executors import executor
 from rl_assets.automation.jobs import JOBS
 from rl_assets.automation.schedules import SCHEDULES
 from rl_assets.automation.sensors import SENSORS
@@ -45,8 +46,7 @@ def build_defs(*, resource_overrides: Mapping[str, dg.ConfigurableResource] | No
         sensors=SENSORS,
         schedules=SCHEDULES,
         resources={**default_resources(), **(resource_overrides or {})},
-        # A step takes 60 ms in the run's process and more than a second in one of its own.
-        executor=dg.in_process_executor,
+        executor=executor(),
     )
 
 
