@@ -34,7 +34,8 @@ CHECKS = {
             "skill_is_measurable",
             asset="benchmark_snapshots",
             description="On worlds of this kind the oracle earns more than an agent that follows the news, and "
-            "that one more than random play, which stays near holding. The gate plays no snapshot of a kind that fails.",
+            "that one more than random play, which stays near holding. The gate plays no snapshot of a kind that "
+            "fails.",
         )
     ],
     metadata={
