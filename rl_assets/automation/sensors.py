@@ -25,6 +25,9 @@ from rl_assets.resources import Database, Trainer
 
 MOST_SNAPSHOTS = 256
 MOST_WINDOWS = 24
+OFTEN = 4
+"""Least seconds between ticks of the sensors on which the loop waits. The daemon looks every 5 s; with an interval of 5
+it would find every other tick a moment too early."""
 RANGE_DIGEST = "rl_assets/range"
 
 
@@ -80,7 +83,7 @@ def contiguous(order: Sequence[str], wanted: Sequence[str]) -> list[list[str]]:
 
 @dg.sensor(
     job=window_job,
-    minimum_interval_seconds=5,
+    minimum_interval_seconds=OFTEN,
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="Hours whose rows have moved since they were last read, and hours that have settled since.",
 )
@@ -107,7 +110,7 @@ def trajectory_window_sensor(context: dg.SensorEvaluationContext, database: Data
 
 @dg.sensor(
     job=training_job,
-    minimum_interval_seconds=5,
+    minimum_interval_seconds=OFTEN,
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="Claims a batch once enough fresh judged episodes wait, and requests the run of a batch that has none.",
 )

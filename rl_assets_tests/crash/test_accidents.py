@@ -61,7 +61,7 @@ def run(trained_here: World, instance: dg.DagsterInstance, monkeypatch: pytest.M
         "trainer": Trainer(backend="cpu", model_line=CRASH_LINE, min_trajectories=4),
         "tracking": Tracking(mode="disabled"),
     }
-    job = build_defs(resource_overrides=resources).get_job_def("training")
+    job = build_defs(resource_overrides=resources).resolve_job_def("training")
 
     def materialize(batch_id: str, *names: str, run_key: str | None = None) -> dg.ExecuteInProcessResult:
         instance.add_dynamic_partitions(str(BATCHES.name), [batch_id])
@@ -186,7 +186,7 @@ def test_a_run_that_was_deleted_in_the_ui_is_made_up_for(
     wait_for_training(conn, 4)
     batch_id = getattr(looked(conn, instance).batch, "id", "")
     run = instance.create_run_for_job(
-        build_defs().get_job_def("training"), tags={"dagster/partition": batch_id, RUN_KEY: f"{batch_id}:1"}
+        build_defs().resolve_job_def("training"), tags={"dagster/partition": batch_id, RUN_KEY: f"{batch_id}:1"}
     )
     for step in {"reserved": [], "training": ["training"], "trained": ["training", "trained"]}[state]:
         advance_batch(conn, batch_id, step, run_id=run.run_id)

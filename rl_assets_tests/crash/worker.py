@@ -73,7 +73,7 @@ def work(order: Order) -> None:
         "trainer": Trainer(backend="cpu", model_line=LINE, min_trajectories=MINIMUM),
     }
     defs = build_defs(resource_overrides=resources)
-    job = defs.get_job_def("training")
+    job = defs.resolve_job_def("training")
     needed = {name: value for name, value in resources.items() if name in training_sensor.required_resource_keys}
     with dg.DagsterInstance.local_temp(order.home, NO_LOGS) as instance:
         bury_the_dead(instance)

@@ -35,7 +35,7 @@ def run(conn: psycopg.Connection, postgres_url: str, batch: Batch, tmp_path: Pat
     )
 
     def materialize(*names: str, partition_key: str | None = batch.id) -> dg.ExecuteInProcessResult:
-        job = defs.get_job_def("training")
+        job = defs.resolve_job_def("training")
         return job.execute_in_process(
             asset_selection=[dg.AssetKey(name) for name in names],
             partition_key=partition_key,

@@ -32,7 +32,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def materialized(postgres_url: str, root: Path) -> tuple[dict[str, dg.MetadataValue], dg.AssetCheckEvaluation]:
     resources = {"database": Database(url=postgres_url), "lake": Lake(directory=str(root))}
-    result = build_defs(resource_overrides=resources).get_job_def("leaderboard").execute_in_process()
+    result = build_defs(resource_overrides=resources).resolve_job_def("leaderboard").execute_in_process()
     (event,) = result.asset_materializations_for_node("benchmark_leaderboard")
     (check,) = result.get_asset_check_evaluations()
     return dict(event.metadata), check
@@ -91,7 +91,7 @@ def test_what_was_played_with_another_seed_is_played_again(
 
 def failure(postgres_url: str, root: Path) -> str:
     resources = {"database": Database(url=postgres_url), "lake": Lake(directory=str(root))}
-    job = build_defs(resource_overrides=resources).get_job_def("leaderboard")
+    job = build_defs(resource_overrides=resources).resolve_job_def("leaderboard")
     result = job.execute_in_process(raise_on_error=False)
     assert not result.success
     (failed,) = [event.step_failure_data for event in result.all_events if event.is_step_failure]

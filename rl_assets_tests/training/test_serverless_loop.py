@@ -51,7 +51,7 @@ def test_with_a_key_everything_is_played_and_trained_at_wandb(
     defs, instance = build_defs(resource_overrides=resources), dg.DagsterInstance.ephemeral()
 
     def materialize(*names: str, partition_key: str | None = None) -> dg.ExecuteInProcessResult:
-        result = defs.get_job_def("training").execute_in_process(
+        result = defs.resolve_job_def("training").execute_in_process(
             asset_selection=[dg.AssetKey(name) for name in names],
             partition_key=partition_key,
             instance=instance,
