@@ -220,15 +220,19 @@ def advance_batch(
     run_id: str | None = None,
     error: str | None = None,
     result: dict[str, Any] | None = None,
+    seen: Batch | None = None,
 ) -> Batch:
     """Move a batch to another state, with what belongs to it, in one transaction; returns it as it is then.
 
     A batch that is in the state already stays as it is. From `failed` to `reserved` begins the next attempt; `freed`
     gives the episodes back, as the newest judgement sees them; `trained` marks them as used in Babylon's tables.
-    Raises LedgerConflict if there is no such batch or it may not go there.
+    seen: the batch as it was when the move was decided upon. Raises LedgerConflict if there is no such batch, it may
+    not go there, or it has moved since it was seen.
     """
     with _writing(conn):
         before = get_batch(conn, batch_id)
+        if seen is not None and before != seen:
+            raise LedgerConflict(f"{batch_id} was {seen.state} and is {before.state} now; look at it again")
         if before.state == state:
             return before
         if state not in NEXT[before.state]:

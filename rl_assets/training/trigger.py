@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from rl_assets.errors import LedgerConflict
 from rl_assets.registry.models import champion_step
 from rl_assets.store.ledger import IN_FLIGHT, Batch, advance_batch, batches, claim_batch, get_batch, readiness
 from rl_assets.training.submission import open_submission
@@ -44,17 +45,20 @@ class Look:
 def look(conn: psycopg.Connection, *, model_line: str, minimum: int, runs_of: Callable[[str], Runs]) -> Look:
     """Decide what the next run of a model line is, claiming a batch if `minimum` fresh episodes wait.
 
-    One batch of a line is in flight at a time. `runs_of` gives the runs of a batch; it is called at most once.
+    One batch of a line is in flight at a time. `runs_of` gives the runs of a batch; it is called at most once. Where a
+    run or another look moves a batch between reading and writing, what it did stands, and the next look decides.
     """
     in_flight = batches(conn, model_line=model_line, states=IN_FLIGHT, limit=1)
-    if in_flight:
-        return _resume(conn, in_flight[0], runs_of(in_flight[0].id))
-    failed = [b for b in batches(conn, model_line=model_line, states=("failed",), limit=20) if b.attempt < ATTEMPTS]
-    if failed:
-        batch = advance_batch(conn, failed[0].id, "reserved")
-        logger.warning("batch %s is tried again, attempt %d of %d", batch.id, batch.attempt, ATTEMPTS)
-        return _request(batch, f"{batch.id} is tried again: attempt {batch.attempt} of {ATTEMPTS}")
-    return claim(conn, model_line=model_line, minimum=minimum, forced_by=None)
+    failed = [] if in_flight else batches(conn, model_line=model_line, states=("failed",), limit=20)
+    seen = next((batch for batch in (*in_flight, *failed) if in_flight or batch.attempt < ATTEMPTS), None)
+    if seen is None:
+        return claim(conn, model_line=model_line, minimum=minimum, forced_by=None)
+    try:
+        return _resume(conn, seen, runs_of(seen.id)) if in_flight else _retry(conn, seen)
+    except LedgerConflict:
+        if get_batch(conn, seen.id) == seen and batches(conn, model_line=model_line, states=IN_FLIGHT) == in_flight:
+            raise
+        return Look(f"{seen.id} has moved while it was looked at; the next look decides")
 
 
 def claim(conn: psycopg.Connection, *, model_line: str, minimum: int, forced_by: str | None) -> Look:
@@ -93,14 +97,30 @@ def record_failure(conn: psycopg.Connection, batch_id: str, *, run_id: str, run_
     batch = get_batch(conn, batch_id)
     if run_key is not None and not f"{run_key}:".startswith(f"{_key(batch)}:"):
         return f"run {run_id} belongs to an earlier attempt of {batch_id}, which is {batch.state}"
+    try:
+        return _fail(conn, batch, run_id, error)
+    except LedgerConflict:
+        if get_batch(conn, batch_id) == batch:
+            raise
+        return record_failure(conn, batch_id, run_id=run_id, run_key=run_key, error=error)  # by what it is now
+
+
+def _fail(conn: psycopg.Connection, batch: Batch, run_id: str, error: str) -> str:
+    """Raises LedgerConflict if the batch has moved since it was read."""
     if batch.state not in ("reserved", "training"):
-        return f"{batch_id} stays {batch.state}: run {run_id} failed with {error}"
+        return f"{batch.id} stays {batch.state}: run {run_id} failed with {error}"
     if batch.state == "training" and open_submission(batch.result, batch.attempt) is not None:
-        advance_batch(conn, batch_id, "unknown", run_id=run_id, error=error)
-        return f"{batch_id} is unknown: run {run_id} ended with {error} after it was submitted"
-    advance_batch(conn, batch_id, "failed", run_id=run_id, error=error)
-    logger.error("batch %s failed in run %s: %s", batch_id, run_id, error)
-    return f"{batch_id} is failed: {error}"
+        advance_batch(conn, batch.id, "unknown", run_id=run_id, error=error, seen=batch)
+        return f"{batch.id} is unknown: run {run_id} ended with {error} after it was submitted"
+    advance_batch(conn, batch.id, "failed", run_id=run_id, error=error, seen=batch)
+    logger.error("batch %s failed in run %s: %s", batch.id, run_id, error)
+    return f"{batch.id} is failed: {error}"
+
+
+def _retry(conn: psycopg.Connection, failed: Batch) -> Look:
+    batch = advance_batch(conn, failed.id, "reserved", seen=failed)
+    logger.warning("batch %s is tried again, attempt %d of %d", batch.id, batch.attempt, ATTEMPTS)
+    return _request(batch, f"{batch.id} is tried again: attempt {batch.attempt} of {ATTEMPTS}")
 
 
 def _resume(conn: psycopg.Connection, batch: Batch, runs: Runs) -> Look:
@@ -113,8 +133,7 @@ def _resume(conn: psycopg.Connection, batch: Batch, runs: Runs) -> Look:
     if batch.state == "reserved" and _key(batch) not in runs.ended:
         return _request(batch, f"{batch.id} is claimed and has no run")
     if batch.state in ("reserved", "training"):
-        ended = "its run ended without a result"
-        return Look(record_failure(conn, batch.id, run_id=batch.run_id or "", run_key=_key(batch), error=ended))
+        return Look(_fail(conn, batch, batch.run_id or "", "its run ended without a result"))
     repeats = sum(key.startswith(f"{_key(batch)}:after-") for key in runs.ended)
     if repeats >= ATTEMPTS:
         return Look(f"{batch.id} is {batch.state}, and what follows failed {repeats} times; read the error of its run")

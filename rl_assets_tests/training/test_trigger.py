@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -12,7 +13,8 @@ import pytest
 from rl_assets.errors import LedgerConflict
 from rl_assets.judging import JudgementSet, OutcomeJudge, unjudged
 from rl_assets.registry.models import register_base
-from rl_assets.store.ledger import advance_batch, batches, claimed_ids, get_batch, record_judgements
+from rl_assets.store.ledger import Batch, advance_batch, batches, claimed_ids, get_batch, record_judgements
+from rl_assets.training import trigger
 from rl_assets.training.trigger import ATTEMPTS, Look, Runs, claim, look, record_failure
 from rl_assets_tests.store.waiting import LINE, judged, recorded, waiting
 
@@ -158,6 +160,66 @@ def test_a_batch_of_which_nobody_knows_is_left_to_a_person(line: psycopg.Connect
     assert found.run_key is None
     assert "nobody knows" in found.reason
     assert "settle" in found.reason
+
+
+@pytest.mark.parametrize("meanwhile", [("trained",), ("trained", "evaluated", "rejected"), ("failed", "reserved")])
+def test_what_happens_to_a_batch_while_it_is_looked_at_stands(line: psycopg.Connection, meanwhile: tuple[str, ...]):
+    batch_id = claimed(line)
+    advance_batch(line, batch_id, "training", run_id="run-7")
+
+    def runs_of(_: str) -> Runs:
+        for state in meanwhile:
+            advance_batch(line, batch_id, state)
+        return ended(f"{batch_id}:1")
+
+    found = looked(line, runs_of)
+    assert (found.run_key, found.reason) == (
+        None,
+        f"{batch_id} has moved while it was looked at; the next look decides",
+    )
+    assert get_batch(line, batch_id).state == meanwhile[-1]
+
+
+@pytest.mark.parametrize(
+    ("meanwhile", "said"), [("trained", "stays trained"), ("failed", "stays failed"), ("reserved", "earlier attempt")]
+)
+def test_a_failure_that_is_told_late_changes_nothing_that_was_decided_meanwhile(
+    line: psycopg.Connection, monkeypatch: pytest.MonkeyPatch, meanwhile: str, said: str
+):
+    batch_id = claimed(line)
+    advance_batch(line, batch_id, "training", run_id="run-7")
+    late = {"trained": ["trained"], "failed": ["failed"], "reserved": ["failed", "reserved"]}[meanwhile]
+
+    def read(conn: psycopg.Connection, wanted: str) -> Batch:
+        batch = get_batch(conn, wanted)
+        while late:
+            advance_batch(conn, wanted, late.pop(0))
+        return batch
+
+    monkeypatch.setattr(trigger, "get_batch", read)
+    assert said in record_failure(line, batch_id, run_id="run-7", run_key=f"{batch_id}:1", error="out of memory")
+    assert get_batch(line, batch_id).state == meanwhile
+
+
+def test_a_failed_batch_that_another_look_took_first_is_left_to_it(
+    line: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+):
+    batch_id = claimed(line)
+    waiting(line, 4, window=LATER)
+    advance_batch(line, batch_id, "failed", error="out of memory")
+    advancing = trigger.advance_batch
+
+    def late(conn: psycopg.Connection, *arguments: Any, **named: Any) -> Batch:
+        assert claim(conn, model_line=LINE, minimum=4, forced_by="somebody else").batch is not None
+        return advancing(conn, *arguments, **named)
+
+    monkeypatch.setattr(trigger, "advance_batch", late)
+    found = looked(line)
+    assert (found.run_key, found.reason) == (
+        None,
+        f"{batch_id} has moved while it was looked at; the next look decides",
+    )
+    assert get_batch(line, batch_id).state == "failed"
 
 
 def test_a_failure_counts_for_the_attempt_that_it_belongs_to(line: psycopg.Connection):
