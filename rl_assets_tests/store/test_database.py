@@ -105,7 +105,7 @@ def test_what_is_no_url_is_said(wrong: str):
         connect(wrong)
 
 
-@pytest.mark.parametrize("table", ["judgement_sets", "batch_events", "champion_history", "evaluations"])
+@pytest.mark.parametrize("table", ["judgement_sets", "batch_events", "champion_history", "evaluations", "points"])
 @pytest.mark.parametrize("change", ["DELETE FROM rl_assets.{}", "UPDATE rl_assets.{} SET id = DEFAULT"])
 def test_what_is_only_added_to_cannot_be_changed(conn: psycopg.Connection, table: str, change: str):
     with pytest.raises(psycopg.Error, match="only ever added"):
