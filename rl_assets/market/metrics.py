@@ -168,16 +168,18 @@ def drawdown(equity: np.ndarray) -> tuple[float, float]:
 def calibration_table(trades: Trades, rows: np.ndarray) -> list[dict[str, Any]]:
     """Purchases by the price paid: its mean, the mean final latent probability of the side, and how often it came true.
 
-    A price paid includes fee and impact. Bins without purchases are left out.
+    A price paid includes fee and impact, and may thus be above 1: the last bin holds those too. Bins without purchases
+    are left out.
     """
     table = []
-    for low in np.linspace(0.0, 1.0, BINS, endpoint=False):
-        inside = rows & (trades.paid >= low) & (trades.paid < low + 1.0 / BINS)
+    bins = np.digitize(trades.paid, np.linspace(0.0, 1.0, BINS, endpoint=False)[1:])
+    for number in range(BINS):
+        inside = rows & (bins == number)
         if inside.any():
             table.append(
                 {
-                    "from": round(float(low), 2),
-                    "to": round(float(low + 1.0 / BINS), 2),
+                    "from": round(number / BINS, 2),
+                    "to": round((number + 1) / BINS, 2),
                     "trades": int(inside.sum()),
                     "paid": float(trades.paid[inside].mean()),
                     "latent": float(trades.worth[inside].mean()),

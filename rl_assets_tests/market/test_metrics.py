@@ -10,9 +10,18 @@ from hypothesis import strategies as st
 from rl_assets.agents.runner import Assignment, ReferenceAgent, play
 from rl_assets.errors import MalformedInput
 from rl_assets.market.engine import Do, Engine
-from rl_assets.market.metrics import METRICS, as_rows, cluster_interval, drawdown, measure, per_episode, ratio_interval
+from rl_assets.market.metrics import (
+    METRICS,
+    as_rows,
+    calibration_table,
+    cluster_interval,
+    drawdown,
+    measure,
+    per_episode,
+    ratio_interval,
+)
 from rl_assets.market.snapshot import WorldConfig
-from rl_assets.market.trades import trades_of
+from rl_assets.market.trades import Trades, trades_of
 from rl_assets_tests.market.wild import Scripted, by_id, episodes_of, one, with_prices, world
 
 DEFAULT = WorldConfig()
@@ -115,8 +124,17 @@ def test_skill_lies_between_hold_and_oracle():
     assert 0.0 < follower.low < follower.mean < follower.high < 1.0
     assert set(as_rows(measured)[0]) == {"policy", "episodes", *METRICS}
     for rows in (m.calibration for name, m in measured.items() if name != "hold"):
-        assert all(row["from"] <= row["paid"] < row["to"] for row in rows)
+        assert all(row["from"] <= row["paid"] < row["to"] for row in rows if row["to"] < 1.0)
         assert sum(row["trades"] for row in rows) > 100
+
+
+def test_a_side_that_cost_a_dollar_or_more_is_in_the_last_bin():
+    paid = np.array([0.0, 0.2, 0.8, 1.0, 1.04])
+    ones, zeros = np.ones(len(paid), int), np.zeros(len(paid), int)
+    trades = Trades(zeros, zeros, zeros, ones * Do.BUY_YES, ones * 100.0, paid, ones * 0.5, ones * 1.0)
+    table = calibration_table(trades, trades.is_bet)
+    assert [(row["from"], row["to"], row["trades"]) for row in table] == [(0.0, 0.2, 1), (0.2, 0.4, 1), (0.8, 1.0, 3)]
+    assert table[-1]["paid"] == pytest.approx((0.8 + 1.0 + 1.04) / 3)
 
 
 def test_without_hold_or_oracle_there_is_no_skill():
