@@ -1,7 +1,8 @@
 """Calling a remote A2A 0.3 server through the official SDK, with what a stranger's server may do kept within bounds.
 
-Requests go to the host that the user typed and nowhere else: a card that names another is refused and redirects are not
-followed, so a server cannot point this client at an address inside somebody's network. Answers are bounded in size and
+Requests go to the host that the user typed and nowhere else: a card that names another is refused, redirects are not
+followed and a name's answers are judged (`rl_assets.outbound`), so a server cannot point this client at an address
+inside somebody's network. Answers are bounded in size and
 time.
 """
 
@@ -21,6 +22,7 @@ from a2a.client import A2ACardResolver, Client, ClientConfig, ClientFactory
 from a2a.client.errors import A2AClientError, A2AClientHTTPError
 from a2a.types import AgentCard, DataPart, Message, Part, Role, Task, TaskQueryParams, TaskState, TextPart
 
+from rl_assets import outbound
 from rl_assets.a2a.card import EXTENSION
 from rl_assets.a2a.params import shown
 from rl_assets.errors import ConfigurationError, RlAssetsError
@@ -123,7 +125,7 @@ async def connect(url: str) -> AsyncIterator[Remote]:
     RemoteError if what answers is not an A2A 0.3 server on that host."""
     base = read_url(url)
     timeout = httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS)
-    transport = _Bounded(httpx.AsyncHTTPTransport())
+    transport = _Bounded(outbound.AsyncTransport())
     async with httpx.AsyncClient(timeout=timeout, follow_redirects=False, transport=transport) as http:
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
@@ -154,6 +156,7 @@ def read_url(text: str) -> httpx.URL:
             f"{given} is not the URL of a server; write it like http://127.0.0.1:41241 or https://example.org, "
             "without a password or query"
         )
+    outbound.check_url(text, "the server's URL")
     return url
 
 

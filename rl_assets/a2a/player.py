@@ -79,11 +79,8 @@ class ModelDecider:
     """A model behind an OpenAI-compatible endpoint, which reads the observation that every policy reads."""
 
     def __init__(self, base_url: str, model: str, api_key: str, temperature: float) -> None:
-        from openai import AsyncOpenAI
-
         from rl_assets.agents.endpoint import EndpointAgent
 
-        self._client = AsyncOpenAI(base_url=base_url, api_key=api_key, timeout=TIMEOUT_SECONDS, max_retries=RETRIES)
         self._model = model
         self._endpoint = EndpointAgent(
             base_url,
@@ -95,6 +92,7 @@ class ModelDecider:
             retries=RETRIES,
             cut_off_counts=True,
         )
+        self._client = self._endpoint.client()
         self._said: list[Any] = []
 
     def begin(self, config: WorldConfig, rules: str) -> None:

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from openai import AsyncOpenAI, OpenAIError
 from openai.types.chat import ChatCompletion
 
+from rl_assets import outbound
 from rl_assets.agents.remote import Begin, NoAnswer, as_text
 from rl_assets.agents.reply import Reply
 from rl_assets.episodes import Policy, Sampling
@@ -28,7 +29,8 @@ _ID = "token_id:"
 class EndpointAgent:
     """Chat completions of one model. Requests are repeated on 408, 409, 429, 5xx and lost connections, `retries` times.
 
-    base_url: with its version, such as http://127.0.0.1:8000/v1. timeout: seconds per request. Logprobs are recorded
+    base_url: with its version, such as http://127.0.0.1:8000/v1; one that must not be called is a ConfigurationError
+    (`rl_assets.outbound`). timeout: seconds per request. Logprobs are recorded
     where the server gives them; parameters that it refuses by name and that it can do without are left out.
     cut_off_counts: whether an answer that is longer than max_tokens is played as far as it goes, or is none.
     """
@@ -46,6 +48,7 @@ class EndpointAgent:
         retries: int = 4,
         cut_off_counts: bool = False,
     ) -> None:
+        outbound.check_url(base_url, "the address of the model's API")
         where = urlsplit(base_url)
         self.policy = Policy(f"{model}@{where.netloc}{where.path.rstrip('/').removesuffix('/v1')}")
         self.sampling: Sampling | None = Sampling(temperature=temperature, max_tokens=max_tokens)
@@ -57,13 +60,18 @@ class EndpointAgent:
 
     @asynccontextmanager
     async def connected(self) -> AsyncIterator[Begin]:
-        async with AsyncOpenAI(
+        async with self.client() as client:
+            yield lambda system, seed: _Conversation(self, client, system, seed)
+
+    def client(self) -> AsyncOpenAI:
+        """What requests are sent with; to be closed by the caller."""
+        return AsyncOpenAI(
             base_url=self._base_url,
             api_key=self._api_key or "none",
             timeout=self._timeout,
             max_retries=self._retries,
-        ) as client:
-            yield lambda system, seed: _Conversation(self, client, system, seed)
+            http_client=outbound.async_client(),
+        )
 
     async def answer(self, client: AsyncOpenAI, messages: list[Any], seed: int) -> Reply:
         """One completion. Raises NoAnswer with the reason, without the key."""

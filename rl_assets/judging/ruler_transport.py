@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 import openai
 
+from rl_assets import outbound
 from rl_assets.errors import ConfigurationError
 from rl_assets.judging.ruler_answer import JudgeFailure
 from rl_assets.judging.ruler_prompt import ANSWER_SCHEMA
@@ -49,6 +50,8 @@ class Transport:
     def __init__(self, settings: RulerSettings) -> None:
         self.settings = settings
         self._litellm = _quiet_litellm()
+        # Only an address that somebody named needs watching: litellm's own are those of the providers.
+        self._client = _watched(settings) if settings.base_url else None
         self._next_start = 0.0
         self._unanswered = 0
         # What a server may not know and can do without; what it refuses is left out from then on.
@@ -82,6 +85,8 @@ class Transport:
         GLOBAL_LOGGING_WORKER.ensure_initialized_and_enqueue(come())
         await last.wait()
         await GLOBAL_LOGGING_WORKER.stop()
+        if self._client is not None:
+            await self._client.close()
 
     async def send(self, messages: list[dict[str, str]], most: int, sent: Sent) -> Any:
         """The response of litellm to at most so many tokens of answer; `sent` is kept up to date on the way.
@@ -102,7 +107,7 @@ class Transport:
             except (openai.APIError, TimeoutError) as error:
                 status, headers = _status(error)
                 # A status means that the request was turned down, and so is not billed.
-                sent.unknown -= status is not None or _unsent(error)
+                sent.unknown -= status is not None or _cause(error, httpx.ConnectError) is not None
                 refused = next((name for name in optional if status in (400, 422) and name in str(error)), None)
                 if refused is not None:
                     self._optional.pop(refused, None)
@@ -127,6 +132,7 @@ class Transport:
                 "custom_llm_provider": "openai",
                 "api_base": settings.base_url,
                 "api_key": settings.api_key or "none",
+                "client": self._client,
             }
         return {
             "model": settings.model,
@@ -143,6 +149,8 @@ class Transport:
     def _refuse(self, error: Exception, status: int | None) -> None:
         """Raise for what no repetition mends."""
         model = self.settings.model
+        if (forbidden := _cause(error, outbound.Forbidden)) is not None:
+            raise ConfigurationError(f"RULER_JUDGE_BASE_URL: {forbidden}")
         if status == 401:
             raise ConfigurationError("the judge does not accept the key (status 401); correct RULER_JUDGE_API_KEY")
         if status == 402:
@@ -199,13 +207,22 @@ def _status(error: Exception) -> tuple[int | None, httpx.Headers]:
     return getattr(error, "status_code", None), httpx.Headers(headers)
 
 
-def _unsent(error: BaseException | None) -> bool:
-    """Whether the connection could not even be made."""
-    while error is not None:
-        if isinstance(error, httpx.ConnectError):
-            return True
+def _cause(error: BaseException | None, kind: type[BaseException]) -> BaseException | None:
+    """What of a kind is behind an error, if anything; a httpx.ConnectError says that nothing was sent."""
+    while error is not None and not isinstance(error, kind):
         error = error.__cause__ or error.__context__
-    return False
+    return error
+
+
+def _watched(settings: RulerSettings) -> openai.AsyncOpenAI:
+    """litellm's client for the server at a named address, which connects only where it may."""
+    outbound.check_url(settings.base_url, "RULER_JUDGE_BASE_URL")
+    return openai.AsyncOpenAI(
+        base_url=settings.base_url,
+        api_key=settings.api_key or "none",
+        max_retries=0,
+        http_client=outbound.async_client(),
+    )
 
 
 def _retry_after(headers: httpx.Headers) -> float | None:
