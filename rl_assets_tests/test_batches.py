@@ -5,7 +5,7 @@ import pytest
 
 from rl_assets import cli
 from rl_assets.store.ledger import advance_batch, claim_batch, get_batch, readiness
-from rl_assets_tests.automation.waiting import LINE, a_champion, judged_episodes
+from rl_assets_tests.store.waiting import LINE, a_champion, waiting
 
 
 @pytest.fixture
@@ -14,7 +14,7 @@ def failed(conn: psycopg.Connection, postgres_url: str, monkeypatch: pytest.Monk
     monkeypatch.setenv("DATABASE_URL", postgres_url)
     monkeypatch.setenv("DAGSTER_PG_URL", postgres_url)
     a_champion(conn)
-    judged_episodes(conn, 20)
+    waiting(conn, 20, siblings=10)
     batch = claim_batch(conn, model_line=LINE, base_step=0, minimum=20, forced_by=None)
     assert batch is not None
     advance_batch(conn, batch.id, "training")

@@ -168,17 +168,27 @@ def claim_batch(
             windows=tuple(sorted({window for _, window, _, _, _, _ in offers})),
             groups=groups,
         )
-        conn.execute(
-            """INSERT INTO rl_assets.batches (id, model_line, base_step, state, episodes, groups, manifest, forced_by)
-               VALUES (%s, %s, %s, 'reserved', %s, %s, %s, %s)""",
-            [manifest.batch_id, model_line, base_step, found, len(groups), Jsonb(manifest.to_json()), forced_by],
-        )
-        conn.execute(
-            "UPDATE rl_assets.offers SET batch_id = %s WHERE id = ANY(%s)",
-            [manifest.batch_id, [offer for offer, *_ in offers]],
-        )
-        _note(conn, manifest.batch_id, None, "reserved", 1, None, None)
-        return get_batch(conn, manifest.batch_id)
+        # One statement, since each is a way to the server and back while everybody else waits for the ledger.
+        with conn.cursor(row_factory=class_row(Batch)) as cursor:
+            return cursor.execute(
+                """WITH held AS (UPDATE rl_assets.offers SET batch_id = %(id)s WHERE id = ANY(%(offers)s)),
+                        noted AS (INSERT INTO rl_assets.batch_events (batch_id, to_state, attempt)
+                                  VALUES (%(id)s, 'reserved', 1))
+                   INSERT INTO rl_assets.batches
+                     (id, model_line, base_step, state, episodes, groups, manifest, forced_by)
+                   VALUES (%(id)s, %(line)s, %(step)s, 'reserved', %(episodes)s, %(groups)s, %(manifest)s, %(forced)s)
+                   RETURNING *""",
+                {
+                    "id": manifest.batch_id,
+                    "offers": [offer for offer, *_ in offers],
+                    "line": model_line,
+                    "step": base_step,
+                    "episodes": found,
+                    "groups": len(groups),
+                    "manifest": Jsonb(manifest.to_json()),
+                    "forced": forced_by,
+                },
+            ).fetchone()
 
 
 def get_batch(conn: psycopg.Connection, batch_id: str) -> Batch:
@@ -273,7 +283,7 @@ def _free_name(conn: psycopg.Connection, content: object) -> str:
 def _note(
     conn: psycopg.Connection,
     batch_id: str,
-    from_state: str | None,
+    from_state: str,
     to_state: str,
     attempt: int,
     run_id: str | None,
@@ -294,8 +304,8 @@ def _writing(conn: psycopg.Connection) -> Iterator[None]:
     """
     try:
         with conn.transaction():
-            conn.execute("SELECT set_config('lock_timeout', %s, true)", [f"{LOCK_SECONDS}s"])
-            conn.execute("SELECT pg_advisory_xact_lock(%s)", [LOCK])
+            limit = f"{LOCK_SECONDS}s"
+            conn.execute("SELECT set_config('lock_timeout', %s, true), pg_advisory_xact_lock(%s)", [limit, LOCK])
             yield
     except psycopg.errors.LockNotAvailable as error:
         raise DatabaseError(

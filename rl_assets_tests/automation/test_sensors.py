@@ -23,7 +23,7 @@ from rl_assets.market.generate import generate
 from rl_assets.resources import Database, Trainer
 from rl_assets.store.ledger import batches
 from rl_assets.store.snapshots import register_snapshots
-from rl_assets_tests.automation.waiting import LINE, a_champion, judged_episodes
+from rl_assets_tests.store.waiting import LINE, a_champion, waiting
 
 
 @pytest.fixture
@@ -55,13 +55,13 @@ def test_at_999_the_sensor_skips_with_the_count_and_at_1000_it_requests_the_trai
     conn: psycopg.Connection, postgres_url: str, instance: dg.DagsterInstance
 ):
     a_champion(conn)
-    judged_episodes(conn, 990)
+    waiting(conn, 990, siblings=10)
     # A group of one cannot be trained on; so nine make the next group.
-    judged_episodes(conn, 9, window="2026-11-23T09:00")
+    waiting(conn, 9, siblings=10, window="2026-11-23T09:00")
     assert said(tick(training_sensor, instance, postgres_url)) == "999 of 1000 fresh episodes"
     assert batches(conn, model_line=LINE) == []
 
-    judged_episodes(conn, 2, window="2026-11-23T10:00")
+    waiting(conn, 2, siblings=10, window="2026-11-23T10:00")
     result = tick(training_sensor, instance, postgres_url)
     batch = batches(conn, model_line=LINE)[0]
     (request,) = result.run_requests or []
@@ -73,7 +73,7 @@ def test_at_999_the_sensor_skips_with_the_count_and_at_1000_it_requests_the_trai
 
 def test_exactly_1000_suffice(conn: psycopg.Connection, postgres_url: str, instance: dg.DagsterInstance):
     a_champion(conn)
-    judged_episodes(conn, 1000)
+    waiting(conn, 1000, siblings=10)
     tick(training_sensor, instance, postgres_url)
     assert [batch.episodes for batch in batches(conn, model_line=LINE)] == [1000]
 
@@ -82,7 +82,7 @@ def test_a_claim_whose_request_was_lost_is_requested_again_under_the_same_key(
     conn: psycopg.Connection, postgres_url: str, instance: dg.DagsterInstance
 ):
     a_champion(conn)
-    judged_episodes(conn, 1000)
+    waiting(conn, 1000, siblings=10)
     first = tick(training_sensor, instance, postgres_url)
     again = tick(training_sensor, instance, postgres_url)
     assert [r.run_key for r in again.run_requests or []] == [r.run_key for r in first.run_requests or []]
@@ -114,11 +114,11 @@ def test_the_daily_schedule_decides_like_the_sensor(
             return daily_training_schedule(context)  # pyright: ignore[reportReturnType]
 
     a_champion(conn)
-    judged_episodes(conn, 90)
+    waiting(conn, 90, siblings=10)
     skipped = look()
     assert isinstance(skipped, dg.SkipReason)
     assert skipped.skip_message == "90 of 1000 fresh episodes"
-    judged_episodes(conn, 910, window="2026-11-23T09:00")
+    waiting(conn, 910, siblings=10, window="2026-11-23T09:00")
     request = look()
     assert isinstance(request, dg.RunRequest)
     assert instance.has_dynamic_partition("batches", str(request.partition_key))
@@ -130,11 +130,11 @@ def test_a_window_is_taken_when_it_has_news_and_not_again(
     now = datetime.now(UTC)
     settled = window_of(now - timedelta(hours=3))
     a_champion(conn)
-    judged_episodes(conn, 10, window=settled)
+    waiting(conn, 10, siblings=10, window=settled)
     first = tick(trajectory_window_sensor, instance, postgres_url)
     # Judged rows alone are no news: the window is taken for its newest row, if at all, and then left alone.
     assert len(first.run_requests or []) <= 1
-    judged_episodes(conn, 10, window=window_of(now - timedelta(hours=2)))
+    waiting(conn, 10, siblings=10, window=window_of(now - timedelta(hours=2)))
     conn.execute('UPDATE trajectories SET "judgedAt" = NULL WHERE "windowId" = %s', [settled])
     taken = tick(trajectory_window_sensor, instance, postgres_url, first.cursor)
     assert settled in [r.partition_key for r in taken.run_requests or []]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import psycopg
 
 from rl_assets.episodes import Episode, Policy
 from rl_assets.grouping import build_groups
 from rl_assets.judging import JudgementSet, OutcomeJudge
+from rl_assets.registry.models import register_base
 from rl_assets.store.agents import provision_agents
 from rl_assets.store.episodes import new_trajectory_ids, write_episodes
 from rl_assets.store.ledger import Batch, advance_batch, record_judgements
@@ -34,6 +36,11 @@ class Stricter(OutcomeJudge):
     """A judge of another version."""
 
     version = "2"
+
+
+def a_champion(conn: psycopg.Connection) -> None:
+    """Make step 0 of the line its champion."""
+    register_base(conn, LINE, Path("/nowhere/0000"), "0" * 64, metrics={})
 
 
 def recorded(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -12,11 +11,10 @@ import pytest
 
 from rl_assets.errors import LedgerConflict
 from rl_assets.judging import JudgementSet, OutcomeJudge, unjudged
-from rl_assets.registry.models import register_base
 from rl_assets.store.ledger import Batch, advance_batch, batches, claimed_ids, get_batch, record_judgements
 from rl_assets.training import trigger
 from rl_assets.training.trigger import ATTEMPTS, Look, Runs, claim, look, record_failure
-from rl_assets_tests.store.waiting import LINE, judged, recorded, waiting
+from rl_assets_tests.store.waiting import LINE, a_champion, judged, recorded, waiting
 
 LATER = "2026-11-23T09:00"
 NO_RUNS = Runs(None, frozenset())
@@ -25,7 +23,7 @@ NO_RUNS = Runs(None, frozenset())
 @pytest.fixture
 def line(conn: psycopg.Connection) -> psycopg.Connection:
     """A database with a model line whose champion is step 0."""
-    register_base(conn, LINE, Path("/nowhere/0000"), "0" * 64, metrics={})
+    a_champion(conn)
     return conn
 
 
