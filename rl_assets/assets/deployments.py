@@ -53,7 +53,7 @@ def deployed_model(
         decided, report = "no batch waits to be decided upon", {}
         if batch is not None:
             # Written first: whoever waits for the decision may look at the report as soon as it is there.
-            report["report"] = dg.MetadataValue.path(write_batch_report(conn, lake.batch(batch.id), batch.id))
+            report["report"] = dg.MetadataValue.path(str(write_batch_report(conn, lake.batch(batch.id), batch.id)))
             decided = carry_out(conn, batch, context.run.run_id)
         context.log.info(decided)
         live = get_model(conn, line, champion_step(conn, line) or 0)

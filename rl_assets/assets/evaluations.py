@@ -1,13 +1,13 @@
 """Benchmark evaluations: candidate, champion and reference agents on the same gate snapshots, paired."""
 
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
 from rl_assets.assets.shown import OWNERS, columns, picture, plainly, table
 from rl_assets.automation.partitions import BATCHES, EVERYTHING
+from rl_assets.places import Place
 from rl_assets.resources import Database, Lake
 
 if TYPE_CHECKING:
@@ -99,8 +99,8 @@ def benchmark_evaluations(context: dg.AssetExecutionContext, database: Database,
             "market_days": len(decision.days),
             "siblings": decision.siblings,
             "conditions": table(_conditions(decision)),
-            "file": dg.MetadataValue.path(path),
-            "report": dg.MetadataValue.path(report),
+            "file": dg.MetadataValue.path(str(path)),
+            "report": dg.MetadataValue.path(str(report)),
             "paired_differences": picture(
                 paired_gate(
                     dict(zip(decision.days, decision.day_effects, strict=True)),
@@ -128,7 +128,7 @@ def benchmark_evaluations(context: dg.AssetExecutionContext, database: Database,
     )
 
 
-def _report(lake: Lake, batch: "Batch", found: "Evaluation", episodes: list["Episode"]) -> Path:
+def _report(lake: Lake, batch: "Batch", found: "Evaluation", episodes: list["Episode"]) -> Place:
     """The comparison of everybody with the champion; its path."""
     from rl_assets.episodes import Policy
     from rl_assets.market.snapshot import load_snapshot, load_truth

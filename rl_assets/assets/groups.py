@@ -4,13 +4,13 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import dagster as dg
 
 from rl_assets.assets.shown import OWNERS, columns, picture, plainly, required, table
 from rl_assets.automation.partitions import HOURS
+from rl_assets.places import Place, local_file
 from rl_assets.resources import Judge, Lake
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def grpo_groups(
                     "trainable": sum(group.trainable for group in groups),
                     "not_trainable_by_reason": dict(Counter(g.reason for g in groups if not g.trainable)),
                     "members": dict(Counter(str(len(group.trajectory_ids)) for group in groups)),
-                    "file": dg.MetadataValue.path(directory / "groups.parquet"),
+                    "file": dg.MetadataValue.path(str(directory / "groups.parquet")),
                 },
                 partition_key=window,
             )
@@ -99,13 +99,14 @@ def grpo_groups(
     yield dg.MaterializeResult(metadata={"windows_in_run": len(context.partition_keys), **shown})
 
 
-def read_groups(path: Path) -> list["Group"]:
+def read_groups(path: Place) -> list["Group"]:
     """The groups of a window, as `grpo_groups` wrote them."""
     import pyarrow.parquet as pq
 
     from rl_assets.grouping import Group
 
-    rows = pq.read_table(path).to_pylist()
+    with local_file(path) as file:
+        rows = pq.read_table(file).to_pylist()
     return [Group(**{**row, "trajectory_ids": tuple(row["trajectory_ids"])}) for row in rows]
 
 

@@ -76,7 +76,7 @@ def benchmark_leaderboard(
             "gate_snapshots": found.board.snapshots,
             "market_days": found.board.days,
             "episodes_reused": found.reused,
-            "report": dg.MetadataValue.path(report),
+            "report": dg.MetadataValue.path(str(report)),
             "pnl_by_policy": picture(pnl_by_policy({n: (i.mean, i.low, i.high) for n, i in intervals.items()})),
         },
         check_results=[

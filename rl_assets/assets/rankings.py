@@ -3,7 +3,6 @@
 import math
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -11,6 +10,8 @@ import dagster as dg
 from rl_assets.assets.groups import read_groups
 from rl_assets.assets.shown import OWNERS, columns, picture, plainly, required, table
 from rl_assets.automation.partitions import HOURS
+from rl_assets.automation.policies import JUDGE, JUDGED
+from rl_assets.places import Place, local_file
 from rl_assets.resources import Database, Judge, Lake
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     backfill_policy=dg.BackfillPolicy.single_run(),
     retry_policy=dg.RetryPolicy(max_retries=2, delay=2, backoff=dg.Backoff.EXPONENTIAL),
     deps=["grpo_groups"],
+    pool=JUDGE,
+    freshness_policy=JUDGED,
     group_name="experience",
     kinds={"python", "parquet", "postgres"},
     owners=OWNERS,
@@ -126,7 +129,7 @@ def judged_rankings(
                     "not_trainable_by_reason": dict(Counter(r.reason for r in rankings if not r.trainable)),
                     "episodes_newly_offered": offered,
                     "agreement_with_earlier_sets": table(earlier),
-                    "file": dg.MetadataValue.path(file),
+                    "file": dg.MetadataValue.path(str(file)),
                     **told[window],
                 },
                 partition_key=window,
@@ -135,7 +138,7 @@ def judged_rankings(
     yield dg.MaterializeResult(metadata={"windows_in_run": len(context.partition_keys), **shown})
 
 
-def read_versions(path: Path) -> dict[str, str]:
+def read_versions(path: Place) -> dict[str, str]:
     """Of each row of a window, by trajectory id, when it had last changed, as `recorded_trajectories` read it.
 
     Nothing where an earlier version of it read the window: any row may then have changed since, and is read again.
@@ -144,7 +147,8 @@ def read_versions(path: Path) -> dict[str, str]:
 
     if not path.is_file():
         return {}
-    return {row["trajectory_id"]: row["version"] for row in pq.read_table(path).to_pylist()}
+    with local_file(path) as file:
+        return {row["trajectory_id"]: row["version"] for row in pq.read_table(file).to_pylist()}
 
 
 def _incomplete(judgement: "JudgementSet") -> list[dict]:

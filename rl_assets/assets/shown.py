@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import dagster as dg
 
 from rl_assets.errors import DatabaseError, RlAssetsError
+from rl_assets.places import Place
 
 OWNERS = ["team:market-agents"]
 
@@ -30,10 +30,10 @@ def picture(png: bytes) -> dg.MarkdownMetadataValue:
     return dg.MetadataValue.md(as_markdown_image(png))
 
 
-def required(path: Path, sentence: str) -> Path:
+def required(path: Place, sentence: str) -> Place:
     """The path, if it is there; otherwise a failure that says what to materialize first."""
     if not path.is_file():
-        raise dg.Failure(sentence, metadata={"missing": dg.MetadataValue.path(path)}, allow_retries=False)
+        raise dg.Failure(sentence, metadata={"missing": dg.MetadataValue.path(str(path))}, allow_retries=False)
     return path
 
 

@@ -3,12 +3,13 @@
 from collections import Counter
 from collections.abc import Iterator
 from datetime import timedelta
-from pathlib import Path
 
 import dagster as dg
 
 from rl_assets.assets.shown import OWNERS, columns, picture, plainly, table
 from rl_assets.automation.partitions import EVERYTHING, HOURS
+from rl_assets.automation.policies import DATABASE, HOURLY
+from rl_assets.places import Place
 from rl_assets.resources import Database, Lake
 
 REPLAYED = 16
@@ -29,6 +30,8 @@ babylon_trajectories = dg.AssetSpec(
     backfill_policy=dg.BackfillPolicy.single_run(),
     retry_policy=dg.RetryPolicy(max_retries=2, delay=2, backoff=dg.Backoff.EXPONENTIAL),
     deps=[babylon_trajectories, dg.AssetDep("benchmark_snapshots", partition_mapping=EVERYTHING)],
+    pool=DATABASE,
+    freshness_policy=HOURLY,
     group_name="experience",
     kinds={"postgres", "parquet"},
     owners=OWNERS,
@@ -103,7 +106,7 @@ def recorded_trajectories(
     yield dg.MaterializeResult(metadata={"windows_in_run": len(context.partition_keys), **shown})
 
 
-def replay_sample(episodes: list, root: Path, most: int | None) -> tuple[int, list[dict[str, str]]]:
+def replay_sample(episodes: list, root: Place, most: int | None) -> tuple[int, list[dict[str, str]]]:
     """Play benchmark episodes again, `most` of them or all, chosen by content hash: how many, and mismatches."""
     from rl_assets.agents.replay import replay_all
     from rl_assets.market.snapshot import load_snapshot, load_truth
@@ -118,7 +121,7 @@ def replay_sample(episodes: list, root: Path, most: int | None) -> tuple[int, li
     return len(played), faults
 
 
-def _described(episodes: list, rejects: list[dict], directory: Path) -> dict:
+def _described(episodes: list, rejects: list[dict], directory: Place) -> dict:
     untrainable = Counter(episode.not_trainable for episode in episodes if episode.not_trainable)
     ticks = sum(len(episode.steps) for episode in episodes)
     seconds = sum(((e.ended_at - e.started_at) for e in episodes), timedelta()).total_seconds()
@@ -129,5 +132,5 @@ def _described(episodes: list, rejects: list[dict], directory: Path) -> dict:
         "quarantined_by_reason": dict(Counter(reject["reason"] for reject in rejects)),
         "ticks": ticks,
         "play_seconds": round(seconds, 1),
-        "file": dg.MetadataValue.path(directory / "trajectories.parquet"),
+        "file": dg.MetadataValue.path(str(directory / "trajectories.parquet")),
     }

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import json
 import operator
-import os
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +22,7 @@ from rl_assets.errors import ConfigurationError, MalformedInput
 from rl_assets.market.config import LATER, WorldConfig
 from rl_assets.market.config import MARKET_NAMES as MARKET_NAMES
 from rl_assets.market.config import PERP_NAMES as PERP_NAMES
+from rl_assets.places import Place, local_file, whole_file
 
 FORMAT = "rl-assets.snapshot/1"
 TRUTH_FORMAT = "rl-assets.truth/1"
@@ -165,16 +164,16 @@ def at_tick(posts: Sequence[Post], tick: int) -> Sequence[Post]:
     return posts[bisect_left(posts, tick, key=_TICK) : bisect_right(posts, tick, key=_TICK)]
 
 
-def save_snapshot(root: Path, snapshot: Snapshot, truth: Truth) -> Path:
+def save_snapshot(root: Place, snapshot: Snapshot, truth: Truth) -> Place:
     """Write `root/<id>/public.json` and, apart from it, `root/sealed/<id>.json`. Atomic; writing again changes nothing.
 
-    Returns the public file's path. Raises OSError where the disk refuses.
+    Returns the public file's place. Raises RlAssetsError where the disk or the store refuses.
     """
     _write(root / "sealed" / f"{snapshot.id}.json", truth.to_json())
     return _write(root / snapshot.id / "public.json", snapshot.to_json())
 
 
-def load_snapshot(root: Path, snapshot_id: str) -> Snapshot:
+def load_snapshot(root: Place, snapshot_id: str) -> Snapshot:
     """Read and check a public file: shapes, ranges, and that its content is what its id says. Raises MalformedInput."""
     if snapshot_id.startswith(IMPORTED):
         from rl_assets.market.babylon.snapshot import load_imported
@@ -187,7 +186,7 @@ def load_snapshot(root: Path, snapshot_id: str) -> Snapshot:
     return snapshot
 
 
-def load_truth(root: Path, snapshot_id: str) -> Truth:
+def load_truth(root: Place, snapshot_id: str) -> Truth:
     """Read and check a sealed file. Raises MalformedInput."""
     if snapshot_id.startswith(IMPORTED):
         from rl_assets.market.babylon.snapshot import load_imported_truth
@@ -279,23 +278,19 @@ def _freeze(*arrays: np.ndarray) -> None:
         array.flags.writeable = False
 
 
-def _read(path: Path, snapshot_id: str) -> Any:
+def _read(path: Place, snapshot_id: str) -> Any:
     parse_id(snapshot_id)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        with local_file(path) as file:
+            return json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise MalformedInput(f"{path} is missing; run `rl-assets snapshots generate` to write it again") from error
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise MalformedInput(f"{path} is not JSON: {error}; regenerate it") from error
 
 
-def _write(path: Path, content: dict[str, Any]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
+def _write(path: Place, content: dict[str, Any]) -> Place:
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with whole_file(path) as partial:
         partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
     return path

@@ -7,14 +7,13 @@ import math
 import unicodedata
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
 from rl_assets.errors import MalformedInput
-from rl_assets.store.lake import whole_file
+from rl_assets.places import Place, whole_file
 
 LONGEST_TEXT, LONGEST_NAME = 2_000, 80
 """Characters of a text or a name that are shown; the files beside a report hold all of it."""
@@ -38,8 +37,8 @@ def render(template: str, **values: Any) -> str:
     return _environment().get_template(template).render(values)
 
 
-def write_page(path: Path, page: str) -> Path:
-    """Write a page, whole or not at all, and return its path. Raises RlAssetsError where the disk refuses."""
+def write_page(path: Place, page: str) -> Place:
+    """Write a page, whole or not at all, and return its place. Raises RlAssetsError where the disk or store refuses."""
     with whole_file(path) as partial:
         partial.write_text(page, encoding="utf-8")
     return path

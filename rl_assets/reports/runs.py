@@ -5,12 +5,12 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from rl_assets.episodes import Episode, Policy
 from rl_assets.errors import MalformedInput
 from rl_assets.market.metrics import METRICS, Interval, measure
 from rl_assets.market.trades import Worlds
+from rl_assets.places import Place, whole_file
 from rl_assets.reports.page import LONGEST_NAME, Picture, plain, render, write_page
 from rl_assets.reports.summary import (
     by_policy,
@@ -20,7 +20,7 @@ from rl_assets.reports.summary import (
     shown_intervals,
     summarise,
 )
-from rl_assets.store.lake import whole_file, write_episodes_parquet
+from rl_assets.store.lake import write_episodes_parquet
 
 MOST_STEPS = 50
 """Steps of an episode that are shown in full."""
@@ -49,7 +49,7 @@ _COLUMNS = (
 )
 
 
-def write_run_report(directory: Path, episodes: Sequence[Episode], *, worlds: Worlds | None = None) -> Path:
+def write_run_report(directory: Place, episodes: Sequence[Episode], *, worlds: Worlds | None = None) -> Place:
     """Write `report.html`, `episodes.csv` and `episodes.parquet` of a run and return the path of the first.
 
     worlds: snapshot and sealed truth by snapshot id, with which orders are also measured by what they turned out to be
@@ -81,8 +81,8 @@ def write_run_report(directory: Path, episodes: Sequence[Episode], *, worlds: Wo
 
 
 def write_comparison_report(
-    directory: Path, episodes_by_policy: Mapping[str, Sequence[Episode]], *, worlds: Worlds | None = None
-) -> Path:
+    directory: Place, episodes_by_policy: Mapping[str, Sequence[Episode]], *, worlds: Worlds | None = None
+) -> Place:
     """Write `report.html`, `episodes.csv` and `episodes.parquet` that compare policies; return the path of the first.
 
     The first policy is the baseline, against which the others are paired on shared snapshots. Raises as
@@ -148,7 +148,7 @@ def _measured(policies: Mapping[str, Sequence[Episode]], worlds: Worlds | None) 
     )
 
 
-def _write(directory: Path, episodes: Sequence[Episode], page: str) -> Path:
+def _write(directory: Place, episodes: Sequence[Episode], page: str) -> Place:
     with whole_file(directory / "episodes.csv") as partial, partial.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
         writer.writerow(_COLUMNS)

@@ -1,23 +1,21 @@
 """Typed files of bulk data: the episodes of a window or batch, and tables, as Parquet; small things as JSON.
 
-A file is written beside its place and moved there when it is whole, so that nobody ever reads half of one.
+Whatever is written comes whole to its place, which may be in a store (`rl_assets.places`).
 """
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rl_assets.episodes import Episode, Policy, Sampling, Step
-from rl_assets.errors import MalformedInput, RlAssetsError
+from rl_assets.errors import MalformedInput
+from rl_assets.places import Place, local_file, whole_file
 
 ROWS_AT_ONCE = 1000
 _TIME = pa.timestamp("us", tz="UTC")
@@ -65,7 +63,7 @@ EPISODES = pa.schema(
 """A column per field of `Episode`, of the same name; an action is JSON."""
 
 
-def write_episodes_parquet(path: Path, episodes: Sequence[Episode]) -> None:
+def write_episodes_parquet(path: Place, episodes: Sequence[Episode]) -> None:
     """Write episodes in the order given. Raises RlAssetsError if the disk is full or not writable."""
     with whole_file(path) as partial, pq.ParquetWriter(partial, EPISODES, compression="zstd") as writer:
         for start in range(0, len(episodes), ROWS_AT_ONCE):
@@ -78,7 +76,7 @@ class GrowingFile:
     episodes: all that it holds. Raises as `read_episodes_parquet` does where there is a file that cannot be read.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Place) -> None:
         self._path = path
         self.episodes = read_episodes_parquet(path) if path.is_file() else []
         self._table = _table(self.episodes)
@@ -92,10 +90,10 @@ class GrowingFile:
         self.episodes = [*self.episodes, *episodes]
 
 
-def read_episodes_parquet(path: Path) -> list[Episode]:
+def read_episodes_parquet(path: Place) -> list[Episode]:
     """The episodes of a file, equal in every field to those written. Raises MalformedInput if it is not such a file."""
     try:
-        with pq.ParquetFile(path) as file:
+        with local_file(path) as here, pq.ParquetFile(here) as file:
             if not file.schema_arrow.equals(EPISODES):
                 raise MalformedInput(f"{path} does not hold episodes as this version writes them; materialize it again")
             return [_episode(row) for batch in file.iter_batches(ROWS_AT_ONCE) for row in batch.to_pylist()]
@@ -105,7 +103,7 @@ def read_episodes_parquet(path: Path) -> list[Episode]:
         raise MalformedInput(f"{path} cannot be read ({_line(error)}); delete it and materialize it again") from error
 
 
-def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def write_table(path: Place, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write rows of a kind, with their types found from their values. Raises as `write_episodes_parquet` does."""
     try:
         table = pa.Table.from_pylist(list(rows))
@@ -115,7 +113,7 @@ def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         pq.write_table(table, partial, compression="zstd")
 
 
-def write_json(path: Path, value: object) -> None:
+def write_json(path: Place, value: object) -> None:
     """Write a value as indented JSON. Raises as `write_episodes_parquet` does."""
     text = json.dumps(value, indent=2, allow_nan=False)
     with whole_file(path) as partial:
@@ -152,24 +150,6 @@ def _episode(row: dict[str, Any]) -> Episode:
     )
     sampling = row["sampling"] and Sampling(**row["sampling"])
     return Episode(**{**row, "policy": Policy(**row["policy"]), "sampling": sampling, "steps": steps})
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A place to write to, which becomes `path` if all goes well and vanishes if not."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            yield partial
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise RlAssetsError(
-            f"{path} cannot be written ({_line(error)}); free disk space, or set RL_ASSETS_DATA to a directory that "
-            "can be written"
-        ) from error
 
 
 def _line(error: Exception) -> str:

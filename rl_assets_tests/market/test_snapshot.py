@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rl_assets.errors import MalformedInput
+from rl_assets.errors import MalformedInput, RlAssetsError
 from rl_assets.market.generate import generate
 from rl_assets.market.snapshot import WorldConfig, load_snapshot, load_truth, parse_id, parse_snapshot, save_snapshot
 from rl_assets_tests.market.wild import world
@@ -172,7 +172,7 @@ def test_a_disk_that_refuses_leaves_no_half_file(tmp_path, monkeypatch):
         raise OSError("no space left")
 
     monkeypatch.setattr(os, "replace", refuse)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(RlAssetsError, match="no space left.*free disk space"):
         save_snapshot(tmp_path, *world(DEFAULT))
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,6 +30,7 @@ from rl_assets.market.snapshot import (
     Truth,
     WorldConfig,
 )
+from rl_assets.places import Place, local_file
 
 FORMAT = "rl-assets.babylon-snapshot/1"
 TRUTH_FORMAT = "rl-assets.babylon-truth/1"
@@ -161,7 +161,7 @@ def truth_from(record: dict[str, Any]) -> BabylonTruth:
     )
 
 
-def load_imported(root: Path, snapshot_id: str) -> BabylonSnapshot:
+def load_imported(root: Place, snapshot_id: str) -> BabylonSnapshot:
     """Read `root/<id>/public.json` and check that its content is what its id says. Raises MalformedInput."""
     path = root / snapshot_id / "public.json"
     snapshot = snapshot_from(_read(path, snapshot_id, FORMAT))
@@ -170,7 +170,7 @@ def load_imported(root: Path, snapshot_id: str) -> BabylonSnapshot:
     return snapshot
 
 
-def load_imported_truth(root: Path, snapshot_id: str) -> BabylonTruth:
+def load_imported_truth(root: Place, snapshot_id: str) -> BabylonTruth:
     """Read `root/sealed/<id>.json` and check that it is the truth of this snapshot. Raises MalformedInput."""
     path = root / "sealed" / f"{snapshot_id}.json"
     record = _read(path, snapshot_id, TRUTH_FORMAT)
@@ -209,11 +209,12 @@ def _units(values: np.ndarray, unit: float) -> np.ndarray:
     return np.clip(np.rint(values / unit), -(2**31), 2**31 - 1).astype(np.int32)
 
 
-def _read(path: Path, snapshot_id: str, wanted: str) -> dict[str, Any]:
+def _read(path: Place, snapshot_id: str, wanted: str) -> dict[str, Any]:
     if not _ID.fullmatch(snapshot_id):
         raise MalformedInput(f"{snapshot_id!r} is not the id of an imported snapshot such as {IMPORTED}-0123456789ab")
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        with local_file(path) as file:
+            record = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise MalformedInput(f"{path} is missing; run `rl-assets snapshots import` on Babylon's file again") from error
     except ValueError as error:

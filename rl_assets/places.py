@@ -1,0 +1,156 @@
+"""Where bulk data lies: a directory of this machine, or a place in any store that fsspec reaches.
+
+A file is written here and brought to its place when it is whole, so that nobody ever reads half of one; what has to be
+a file on disk to be read is fetched for as long as it is read.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+from rl_assets.errors import ConfigurationError, MalformedInput, RlAssetsError
+
+if TYPE_CHECKING:
+    from upath import UPath
+
+Place: TypeAlias = "Path | UPath"
+OBJECT_STORES = frozenset({"memory", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "oci", "tos"})
+"""Protocols of stores in which an object is seen when it is whole, and not before."""
+
+
+def place_of(text: str) -> Place:
+    """The place that a path or a URL such as `s3://bucket/data` names. Raises ConfigurationError without its driver."""
+    if "://" not in text:
+        return Path(text).expanduser().absolute()
+    from upath import UPath  # takes a second to import
+
+    found = UPath(text.rstrip("/"))
+    try:
+        found.fs  # noqa: B018  # loads the driver
+    except (ImportError, ValueError) as error:
+        raise ConfigurationError(f"{found.protocol}:// cannot be used as a store: {_line(error)}") from error
+    return found
+
+
+@contextmanager
+def whole_file(place: Place) -> Iterator[Path]:
+    """A file to write to, which becomes what is at `place` if all goes well and vanishes if not.
+
+    Raises RlAssetsError where the disk or the store refuses.
+    """
+    try:
+        with _here(place) as partial:
+            yield partial
+            if isinstance(place, Path):
+                os.replace(partial, place)
+            else:
+                _put(partial, place)
+    except _refusals(place) as error:
+        remedy = "free disk space, or set RL_ASSETS_DATA to a directory that can be written"
+        if not isinstance(place, Path):
+            remedy = "see that RL_ASSETS_STORE can be written with the credentials that are set"
+        raise RlAssetsError(f"{place} cannot be written ({_line(error)}); {remedy}") from error
+
+
+@contextmanager
+def local_file(place: Place) -> Iterator[Path]:
+    """What is at a place as a file on disk: itself, or a copy that vanishes afterwards. Raises FileNotFoundError, and
+    RlAssetsError where the store refuses."""
+    if isinstance(place, Path):
+        yield place
+        return
+    with tempfile.TemporaryDirectory(prefix="rl-assets-") as directory:
+        copy = Path(directory) / place.name
+        try:
+            place.fs.get_file(place.path, str(copy))
+        except FileNotFoundError:
+            raise
+        except _refusals(place) as error:
+            raise RlAssetsError(
+                f"{place} cannot be read ({_line(error)}); see that RL_ASSETS_STORE answers, and the credentials"
+            ) from error
+        yield copy
+
+
+def keep_directory(directory: Path, place: Place) -> None:
+    """Put a directory's files into one archive at a place, unless it is there. Raises RlAssetsError."""
+    if place.is_file():
+        return
+    with whole_file(place) as partial, tarfile.open(partial, "w") as archive:
+        for file in sorted(file for file in directory.rglob("*") if file.is_file()):
+            archive.add(file, file.relative_to(directory).as_posix())
+
+
+def bring_directory(place: Place, directory: Path) -> bool:
+    """Unpack the archive at a place to a directory that is not there yet; False where there is no archive.
+
+    Raises MalformedInput where the archive is damaged, and RlAssetsError where the store or the disk refuses.
+    """
+    if not place.is_file():
+        return False
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+        try:
+            with local_file(place) as copy, tarfile.open(copy) as archive:
+                archive.extractall(partial, filter="data")
+            partial.chmod(0o755)
+            if not directory.is_dir():  # another process may have brought it meanwhile
+                os.replace(partial, directory)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    except tarfile.TarError as error:
+        raise MalformedInput(f"{place} is a damaged archive ({_line(error)}); restore it, or delete it") from error
+    except OSError as error:
+        raise RlAssetsError(f"{directory} cannot be written ({_line(error)}); free disk space") from error
+    return True
+
+
+@contextmanager
+def _here(place: Place) -> Iterator[Path]:
+    if isinstance(place, Path):
+        partial = place.with_name(f".{place.name}.{os.getpid()}.partial")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield partial
+        finally:
+            partial.unlink(missing_ok=True)
+    else:
+        with tempfile.TemporaryDirectory(prefix="rl-assets-") as directory:
+            yield Path(directory) / place.name
+
+
+def _put(file: Path, place: UPath) -> None:
+    if place.protocol in OBJECT_STORES:
+        place.fs.put_file(str(file), place.path)
+        return
+    beside = place.with_name(f".{place.name}.{os.getpid()}.partial")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.fs.put_file(str(file), beside.path)
+    place.fs.mv(beside.path, place.path)
+
+
+def _refusals(place: Place) -> tuple[type[Exception], ...]:
+    """What tells that a disk or a store refused. Drivers raise errors of their own beside those of the system."""
+    if isinstance(place, Path):
+        return (OSError,)
+    from fsspec.exceptions import FSTimeoutError
+
+    found: list[type[Exception]] = [OSError, FSTimeoutError]
+    if place.protocol in ("s3", "s3a"):
+        from botocore.exceptions import BotoCoreError
+
+        found.append(BotoCoreError)
+    return tuple(found)
+
+
+def _line(error: Exception) -> str:
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(reason.split()).rstrip(".")
