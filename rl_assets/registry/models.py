@@ -17,6 +17,7 @@ import psycopg
 from rl_assets.errors import LedgerConflict, MissingCheckpoint
 from rl_assets.registry.checkpoints import Remote, checkpoint_digest
 from rl_assets.registry.decisions import Evaluation, latest_evaluation
+from rl_assets.registry.rollout import close, has_candidate, open_rollout, staged_rollout
 from rl_assets.registry.rows import (
     Model,
     enter_history,
@@ -122,14 +123,18 @@ def champion_step(conn: psycopg.Connection, model_line: str) -> int | None:
     return None if row is None else int(row[0])
 
 
-def get_latest_rl_model(conn: psycopg.Connection, model_line: str) -> LiveModel:
-    """The model that every agent plays with: the champion, its checkpoint verified against the registered digest.
+def get_latest_rl_model(conn: psycopg.Connection, model_line: str, agent_id: str | None = None) -> LiveModel:
+    """The model to play with, its checkpoint verified against the registered digest: the champion, or, for an agent
+    that a rollout has reached (`rollout.has_candidate`), the candidate.
 
     Raises MissingCheckpoint where there is none, or its files are not what was registered.
     """
     step = champion_step(conn, model_line)
     if step is None:
         raise MissingCheckpoint(f"{model_line} has no model yet; materialize base_policy, or run `rl-assets harness`")
+    rollout = None if agent_id is None else staged_rollout(conn, model_line)
+    if rollout is not None and has_candidate(rollout, str(agent_id)):
+        step = rollout.step
     return playable(get_model(conn, model_line, step))
 
 
@@ -193,7 +198,13 @@ def promote(conn: psycopg.Connection, model_line: str, step: int) -> Change:
         if model.step == champion.step:
             before = champion if previous_step is None else get_model(conn, model_line, previous_step)
             return Change(model, before, "it is champion already")
-        reason = _decided(conn, model, champion, promote=True).decision.reason
+        reason = decided(conn, model, champion, promote=True).decision.reason
+        others = staged_rollout(conn, model_line)
+        if others is not None and others.step != step:
+            raise LedgerConflict(
+                f"step {step} of {model_line} cannot be promoted while step {others.step} is with {others.percentage} "
+                "% of the agents; wait for its end, or take it back with `rl-assets models rollback`"
+            )
         set_state(conn, champion, "retired")
         point_at(conn, model, champion.step, reason)
         return Change(get_model(conn, model_line, step), champion, reason)
@@ -208,17 +219,21 @@ def reject(conn: psycopg.Connection, model_line: str, step: int) -> Model:
         champion, _ = lock_champion(conn, model_line)
         model = get_model(conn, model_line, step)
         if model.state != "rejected":
-            _decided(conn, model, champion, promote=False)
+            decided(conn, model, champion, promote=False)
             set_state(conn, model, "rejected")
         return get_model(conn, model_line, step)
 
 
 def rollback(conn: psycopg.Connection, model_line: str, reason: str) -> Change:
-    """Make the champion before this one live again. The one that is taken back is rejected for good.
+    """Make the champion before this one live again, or, while a candidate is with some of the agents, give these the
+    champion back. The one that is taken back is rejected for good.
 
     Raises LedgerConflict where there is none to go back to, or the champion changed meanwhile, and MissingCheckpoint
     where the files of the one before are not what was registered; nothing is changed then.
     """
+    ended = _take_back_candidate(conn, model_line, reason)
+    if ended is not None:
+        return ended
     seen, target = pointer(conn, model_line)
     if target is None:
         raise LedgerConflict(f"{model_line} has no champion before step {seen}; there is nothing to go back to")
@@ -235,12 +250,32 @@ def rollback(conn: psycopg.Connection, model_line: str, reason: str) -> Change:
                ORDER BY id DESC LIMIT 1""",
             [model_line, target],
         ).fetchone()
+        staged, watched = staged_rollout(conn, model_line), open_rollout(conn, model_line)
+        if staged is not None:
+            raise LedgerConflict(
+                f"step {staged.step} of {model_line} began to go live meanwhile; roll back again to take it back"
+            )
+        if watched is not None:
+            close(conn, watched, "rolled_back", reason)
         set_state(conn, champion, "rejected")
         point_at(conn, get_model(conn, model_line, target), earlier[0] if earlier else None, reason)
         return Change(get_model(conn, model_line, target), champion, reason)
 
 
-def _decided(conn: psycopg.Connection, model: Model, champion: Model, *, promote: bool) -> Evaluation:
+def _take_back_candidate(conn: psycopg.Connection, model_line: str, reason: str) -> Change | None:
+    """End the rollout in which two models play; None where there is none."""
+    with conn.transaction():
+        champion, _ = lock_champion(conn, model_line)
+        rollout = staged_rollout(conn, model_line)
+        if rollout is None:
+            return None
+        candidate = get_model(conn, model_line, rollout.step)
+        close(conn, rollout, "rolled_back", reason)
+        set_state(conn, candidate, "rejected")
+        return Change(champion, get_model(conn, model_line, rollout.step), reason)
+
+
+def decided(conn: psycopg.Connection, model: Model, champion: Model, *, promote: bool) -> Evaluation:
     """The gate's decision on a candidate, which must be the newest, as wanted, and about the champion of now."""
     who, verb = f"step {model.step} of {model.model_line}", "promoted" if promote else "rejected"
     if model.state != "candidate" or model.batch_id is None:
