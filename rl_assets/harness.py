@@ -105,14 +105,9 @@ def live_model(conn: psycopg.Connection, settings: Settings, on_progress: Progre
     def built(done: int, total: int) -> None:
         on_progress("building the base policy", done, total)
 
-    if settings.backend == "serverless":
-        from rl_assets.training.remote_models import ensure_remote_base
+    from rl_assets.training.lines import base_of
 
-        base = ensure_remote_base(settings.serverless, settings.model_line)
-    else:
-        from rl_assets.training.base import ensure_base_policy
-
-        base = ensure_base_policy(settings.data_dir, settings.model_line, built)
+    base = base_of(settings, settings.data_dir, built)
     register_base(conn, settings.model_line, base.path, base.digest, metrics=base.metrics)
     return get_latest_rl_model(conn, settings.model_line)
 

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING
 import dagster as dg
 from pydantic import Field
 
-from rl_assets.settings import MODEL_LINES, RulerSettings, Settings
+from rl_assets.backends import BASES, MODEL_LINES, check, line_of
+from rl_assets.errors import ConfigurationError
+from rl_assets.settings import RulerSettings, Settings
 
 if TYPE_CHECKING:
     import psycopg
@@ -139,8 +141,14 @@ class Trainer(dg.ConfigurableResource):
 
     backend: str = Field(
         default="",
-        description="ART backend. `cpu` trains with torch in this process, `serverless` at W&B. Empty: "
-        "TRAINING_BACKEND, or `serverless` if WANDB_API_KEY is set, else `cpu`.",
+        description="ART backend. `cpu` trains with torch in this process, `local` with Unsloth and vLLM on a GPU of "
+        "this machine, `serverless` at W&B. Empty: TRAINING_BACKEND, or `serverless` if WANDB_API_KEY is set, `local` "
+        "if there is a CUDA GPU with openpipe-art[backend], else `cpu`.",
+    )
+    base_policy: str = Field(
+        default="",
+        description="Step 0 of a line on the CPU. `embedded`: a small model built here. `smollm2`: "
+        "SmolLM2-135M-Instruct from the extra `smollm`, trained by LoRA. Empty: TRAINING_BASE_POLICY, or `embedded`.",
     )
     model_line: str = Field(
         default="",
@@ -154,36 +162,47 @@ class Trainer(dg.ConfigurableResource):
 
     @property
     def line(self) -> str:
-        if self.model_line:
-            return self.model_line
-        return MODEL_LINES[self.backend] if self.backend in MODEL_LINES else Settings.from_env().model_line
+        return self.settings.model_line
 
     @property
     def minimum(self) -> int:
         return self.min_trajectories or Settings.from_env().min_trajectories
 
+    @property
+    def settings(self) -> Settings:
+        """The environment's settings, with what is filled in here in their place. Raises ConfigurationError."""
+        known = Settings.from_env()
+        for name, value, choices in (
+            ("backend", self.backend, MODEL_LINES),
+            ("base_policy", self.base_policy, BASES),
+        ):
+            if value and value not in choices:
+                raise ConfigurationError(f"trainer.{name}={value!r} is unknown; set it to {' or '.join(choices)}")
+        backend, base = self.backend or known.backend, self.base_policy or known.base_policy
+        changed = (backend, base) != (known.backend, known.base_policy)
+        return replace(
+            known,
+            backend=backend,
+            backend_why="the trainer's configuration says so" if self.backend else known.backend_why,
+            base_policy=base,
+            model_line=self.model_line or (line_of(backend, base) if changed else known.model_line),
+        )
+
+    def check(self) -> None:
+        """Raises ConfigurationError where the line cannot be trained here, so that nothing is claimed for it."""
+        check(self.settings)
+
     def service(self, data_dir: Path, conn: "psycopg.Connection") -> "GRPOTrainingService | ServerlessTrainingService":
         """What trains the line. Raises ConfigurationError."""
-        settings = Settings.from_env()
-        backend = self.backend or settings.backend
-        if backend == "serverless":
-            from rl_assets.training.serverless import ServerlessTrainingService
+        from rl_assets.training.lines import service_of
 
-            return ServerlessTrainingService(conn, self.line, settings.serverless)
-        from rl_assets.training.service import GRPOTrainingService
-
-        return GRPOTrainingService(data_dir, self.line, backend=backend)
+        return service_of(self.settings, data_dir, conn)
 
     def base(self, data_dir: Path, on_progress: Callable[[int, int], None]) -> "BasePolicy | RemoteBase":
-        """Step 0 of the line, built where there is none; `on_progress` is called with updates done and in all."""
-        settings = Settings.from_env()
-        if (self.backend or settings.backend) == "serverless":
-            from rl_assets.training.remote_models import ensure_remote_base
+        """Step 0 of the line, made where there is none; `on_progress` is called with updates done and in all."""
+        from rl_assets.training.lines import base_of
 
-            return ensure_remote_base(settings.serverless, self.line)
-        from rl_assets.training.base import ensure_base_policy
-
-        return ensure_base_policy(data_dir, self.line, on_progress)
+        return base_of(self.settings, data_dir, on_progress)
 
 
 class Tracking(dg.ConfigurableResource):

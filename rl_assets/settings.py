@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from rl_assets.backends import BASES, CPU, EMBEDDED, MODEL_LINES, choose, line_of
 from rl_assets.errors import ConfigurationError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -140,8 +141,21 @@ class ServerlessSettings:
         )
 
 
-MODEL_LINES = {"cpu": "babylon-agent", "serverless": "babylon-agent-serverless"}
-"""Backends, each with the model line that it trains unless TRAINING_MODEL_LINE names another."""
+@dataclass(frozen=True)
+class LocalSettings:
+    """ART's backend on a GPU of this machine. base_model: a directory, or a name that Hugging Face has, on which a
+    line's adapters stand. request_seconds: per request while it plays."""
+
+    base_model: str = "Qwen/Qwen2.5-3B-Instruct"
+    request_seconds: int = 120
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str] | None = None) -> LocalSettings:
+        env = os.environ if env is None else env
+        return cls(
+            base_model=env.get("LOCAL_BASE_MODEL", "").strip() or cls.base_model,
+            request_seconds=_at_least(env, "LOCAL_REQUEST_SECONDS", cls.request_seconds, least=1),
+        )
 
 
 @dataclass(frozen=True)
@@ -149,7 +163,7 @@ class Settings:
     """data_dir: root of bulk data, absolute. database_url: Babylon's Postgres, None for the embedded server.
     dagster_pg_url: Dagster's own database, None for the embedded server's.
     min_trajectories: fresh episodes that start a training. group_size: episodes per group. judge: `ruler` once it has a
-    model, else `outcome`."""
+    model, else `outcome`. backend_why: in words. base_policy: step 0 of a line on the CPU."""
 
     data_dir: Path
     database_url: str | None = None
@@ -157,20 +171,23 @@ class Settings:
     min_trajectories: int = 1000
     group_size: int = 8
     judge: str = "outcome"
-    backend: str = "cpu"
-    model_line: str = "babylon-agent"
+    backend: str = CPU
+    model_line: str = MODEL_LINES[CPU]
     ruler: RulerSettings = field(default_factory=RulerSettings)
     serverless: ServerlessSettings = field(default_factory=ServerlessSettings)
+    local: LocalSettings = field(default_factory=LocalSettings)
+    backend_why: str = "it is the default"
+    base_policy: str = EMBEDDED
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] | None = None) -> Settings:
         """Read the environment. Raises ConfigurationError that names variable, value and remedy."""
         env = os.environ if env is None else env
         ruler = RulerSettings.from_env(env)
-        serverless = ServerlessSettings.from_env(env)
-        backend = env.get("TRAINING_BACKEND", "").strip() or ("serverless" if serverless.api_key else "cpu")
-        if backend not in MODEL_LINES:
-            raise ConfigurationError(f"TRAINING_BACKEND={backend!r} is unknown; set it to {' or '.join(MODEL_LINES)}")
+        choice = choose(env)
+        base_policy = env.get("TRAINING_BASE_POLICY", "").strip() or EMBEDDED
+        if base_policy not in BASES:
+            raise ConfigurationError(f"TRAINING_BASE_POLICY={base_policy!r} is unknown; set it to {' or '.join(BASES)}")
         return cls(
             data_dir=Path(env.get("RL_ASSETS_DATA") or REPOSITORY / "data").expanduser().absolute(),
             database_url=_postgres(env, "DATABASE_URL"),
@@ -178,10 +195,13 @@ class Settings:
             min_trajectories=_at_least(env, "TRAINING_MIN_TRAJECTORIES", 1000, least=1),
             group_size=_at_least(env, "TRAINING_GROUP_SIZE", 8, least=2),
             judge="ruler" if ruler.model else "outcome",
-            backend=backend,
-            model_line=env.get("TRAINING_MODEL_LINE", "").strip() or MODEL_LINES[backend],
+            backend=choice.backend,
+            model_line=env.get("TRAINING_MODEL_LINE", "").strip() or line_of(choice.backend, base_policy),
             ruler=ruler,
-            serverless=serverless,
+            serverless=ServerlessSettings.from_env(env),
+            local=LocalSettings.from_env(env),
+            backend_why=choice.why,
+            base_policy=base_policy,
         )
 
     @property

@@ -11,7 +11,8 @@ from typing import Literal
 
 import psycopg
 
-from rl_assets.errors import MissingCheckpoint, RlAssetsError
+from rl_assets.backends import SMOLLM2, SMOLLM2_INSTALL, check, smollm2_weights
+from rl_assets.errors import ConfigurationError, MissingCheckpoint, RlAssetsError
 from rl_assets.services import databases
 from rl_assets.settings import REPOSITORY, Settings
 from rl_assets.store.database import connect
@@ -73,8 +74,9 @@ def configuration(settings: Settings) -> Iterator[Finding]:
         "settings",
         "pass",
         f"data in {settings.data_dir}; threshold {settings.min_trajectories}; groups of {settings.group_size}; judge "
-        f"{settings.judge}; backend {settings.backend}",
+        f"{settings.judge}",
     )
+    yield backend(settings)
     for package, beginning in PINNED.items():
         try:
             installed = version(package)
@@ -93,6 +95,18 @@ def configuration(settings: Settings) -> Iterator[Finding]:
     yield Finding(
         area, "disk", "pass" if enough else "warn", f"{free / 1e9:.1f} GB free", "" if enough else "free some space"
     )
+
+
+def backend(settings: Settings) -> Finding:
+    """Where models are trained and played, why there, and what that lacks."""
+    detail = f"{settings.backend} ({settings.backend_why}), base policy {settings.base_policy}"
+    try:
+        check(settings)
+    except ConfigurationError as error:
+        return Finding("configuration", "backend", "fail", detail, str(error))
+    if settings.base_policy == SMOLLM2 and smollm2_weights() is None:
+        return Finding("configuration", "backend", "warn", f"{detail}, not installed", SMOLLM2_INSTALL)
+    return Finding("configuration", "backend", "pass", detail)
 
 
 def database(conn: psycopg.Connection) -> Iterator[Finding]:

@@ -18,7 +18,7 @@ from typing import Any
 
 from rl_assets.agents.prompt import PROMPT_VERSION
 from rl_assets.agents.remote import Begin, NoAnswer, RemoteAgent, converse
-from rl_assets.agents.runner import Agent, Assignment, Player, World, play_seats
+from rl_assets.agents.runner import Agent, Assignment, Player, World, at_once, play_seats
 from rl_assets.episodes import Episode, digest
 from rl_assets.errors import ConfigurationError, MalformedInput, RlAssetsError
 from rl_assets.market.leaderboard import Leaderboard, leaderboard
@@ -176,8 +176,9 @@ class _Play:
         assignment = Assignment(agent, self.entrant.name)
         for config in dict.fromkeys(snapshot.config for (snapshot, _), _ in self.missing):
             alike = [seat for seat in self.missing if seat[0][0].config == config]
-            for start in range(0, len(alike), SEATS_AT_ONCE):
-                part = alike[start : start + SEATS_AT_ONCE]
+            width = at_once(agent, SEATS_AT_ONCE)
+            for start in range(0, len(alike), width):
+                part = alike[start : start + width]
                 ids = [self._id(seat) for seat in part]
                 try:
                     episodes = play_seats(assignment, part, seed=self.seed, ids=ids, is_evaluation=True)

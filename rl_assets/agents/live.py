@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,8 +20,11 @@ from rl_assets.episodes import Policy, Sampling
 from rl_assets.errors import ConfigurationError
 from rl_assets.market.engine import Engine
 from rl_assets.market.snapshot import Truth
-from rl_assets.registry.checkpoints import Remote
-from rl_assets.settings import ServerlessSettings
+from rl_assets.registry.checkpoints import ADAPTER, Remote
+from rl_assets.settings import LocalSettings, ServerlessSettings
+
+if TYPE_CHECKING:
+    from rl_assets.agents.endpoint import EndpointAgent
 
 CONCURRENCY = 32
 """Requests to W&B at a time."""
@@ -31,15 +35,24 @@ MOST_TOKENS = 512
 def agent_of(checkpoint: Path | Remote, policy: Policy) -> Agent:
     """The agent that a checkpoint plays as. Raises MissingCheckpoint, and ConfigurationError without a key for W&B."""
     if not isinstance(checkpoint, Remote):
+        if (checkpoint / ADAPTER).is_file():
+            from rl_assets.training.local import ServedAgent
+
+            return SeatedAgent(ServedAgent(checkpoint, policy, LocalSettings.from_env()), policy)
         from rl_assets.agents.neural import NeuralAgent
 
         return NeuralAgent(checkpoint, policy)
+    return SeatedAgent(served(checkpoint, policy), policy)
+
+
+def served(checkpoint: Remote, policy: Policy) -> EndpointAgent:
+    """A checkpoint at W&B behind its endpoint. Raises ConfigurationError without a key for it."""
     from rl_assets.agents.endpoint import EndpointAgent
 
     settings = ServerlessSettings.from_env()
     if settings.api_key is None:
         raise ConfigurationError(f"{policy} plays at W&B as {checkpoint}; set WANDB_API_KEY")
-    remote = EndpointAgent(
+    return EndpointAgent(
         settings.base_url,
         checkpoint,
         api_key=settings.api_key,
@@ -48,7 +61,6 @@ def agent_of(checkpoint: Path | Remote, policy: Policy) -> Agent:
         timeout=float(settings.request_seconds),
         cut_off_counts=True,
     )
-    return SeatedAgent(remote, policy)
 
 
 class SeatedAgent:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from rl_assets.agents import prompt
 from rl_assets.agents.grammar import ROOT, Grammar, load_grammar
@@ -24,6 +24,10 @@ from rl_assets.errors import MalformedInput, MissingCheckpoint
 from rl_assets.market.engine import Engine
 from rl_assets.market.snapshot import Truth
 
+CACHE_BYTES = 2 << 30
+"""Memory that the keys and values of all episodes side by side may take."""
+EPISODE_TOKENS = 2048
+"""Of one episode, as far as `most_at_once` reckons."""
 _MARKS = ("␟system␟", "␟user␟", "␟assistant␟", "␟next␟")
 
 
@@ -55,6 +59,15 @@ class NeuralPolicy:
         return before_next + observation + after
 
 
+def most_at_once(path: Path) -> int:
+    """How many episodes a checkpoint may play side by side within CACHE_BYTES, at least one."""
+    config = AutoConfig.from_pretrained(path, local_files_only=True)
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    token = 2 * 4 * config.num_hidden_layers * heads * width
+    return max(CACHE_BYTES // (token * EPISODE_TOKENS), 1)
+
+
 class NeuralAgent:
     """A checkpoint as a player. `policy` names the model line and step that every episode is recorded under."""
 
@@ -62,6 +75,7 @@ class NeuralAgent:
         self.policy = policy
         self.sampling = Sampling(temperature=temperature, max_tokens=max_tokens)
         self._neural = NeuralPolicy(path, max_tokens=max_tokens)
+        self.most_at_once = most_at_once(path)
 
     def sit(self, engine: Engine, rows: np.ndarray, truths: list[Truth], seeds: list[tuple[int, ...]]) -> NeuralTable:
         systems = [prompt.system_message(engine.config)] * len(rows)

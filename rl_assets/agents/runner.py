@@ -37,6 +37,11 @@ class Agent(Protocol):
     def sit(self, engine: Engine, rows: np.ndarray, truths: list[Truth], seeds: list[tuple[int, ...]]) -> Table: ...
 
 
+def at_once(agent: Agent, wanted: int) -> int:
+    """How many episodes an agent plays side by side: those wanted, or fewer where it says what its memory holds."""
+    return min(wanted, getattr(agent, "most_at_once", wanted))
+
+
 class ReferenceAgent:
     """A rule of `reference`, by name. It says its orders as text, like everybody else."""
 
@@ -178,15 +183,16 @@ def play(
 ) -> list[Episode]:
     """Every assignment plays every world with all its siblings: episodes in order of assignment, world, sibling.
 
-    seed, the snapshot's seed and the sibling's number decide every draw. batch: episodes side by side. `new_ids` gives
-    n fresh trajectory ids. `on_progress` is called with the episodes done and in all.
+    seed, the snapshot's seed and the sibling's number decide every draw. batch: episodes at once, at most. `new_ids`
+    gives n fresh trajectory ids. `on_progress` is called with the episodes done and in all.
     """
     total = sum(a.siblings for a in assignments) * len(worlds)
     episodes: list[Episode] = []
     for assignment in assignments:
         seats = [(world, sibling) for world in worlds for sibling in range(assignment.siblings)]
-        for start in range(0, len(seats), batch):
-            part = seats[start : start + batch]
+        width = at_once(assignment.agent, batch)
+        for start in range(0, len(seats), width):
+            part = seats[start : start + width]
             ids = new_ids(len(part))
             episodes += play_seats(assignment, part, seed=seed, ids=ids, is_evaluation=is_evaluation, clock=clock)
             if on_progress is not None:

@@ -10,6 +10,7 @@ import dagster as dg
 from rl_assets.assets.shown import OWNERS, columns, picture, plainly, required, table
 from rl_assets.assets.trajectories import replay_sample
 from rl_assets.automation.partitions import BATCHES, EVERYTHING
+from rl_assets.automation.policies import TRAINED, TRAINER
 from rl_assets.resources import Database, Lake, Tracking, Trainer
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ RATIO_TOLERANCE = 0.02
 
 
 @dg.asset(
+    pool=TRAINER,
     group_name="learning",
     kinds={"python", "torch", "huggingface"},
     owners=OWNERS,
@@ -125,7 +127,7 @@ def training_batches(context: dg.AssetExecutionContext, database: Database, lake
             "judgement_sets": list(manifest.judgement_sets),
             "episodes_by_snapshot": len(Counter(episode.snapshot_id for episode in episodes.values())),
             "rewards_within_groups": picture(group_spread(rewards, "Reward (0 to 1)")),
-            "manifest": dg.MetadataValue.path(directory / "manifest.json"),
+            "manifest": dg.MetadataValue.path(str(directory / "manifest.json")),
         },
         check_results=[
             dg.AssetCheckResult(
@@ -149,6 +151,8 @@ def training_batches(context: dg.AssetExecutionContext, database: Database, lake
 @dg.asset(
     partitions_def=BATCHES,
     deps=["training_batches", "base_policy"],
+    pool=TRAINER,
+    freshness_policy=TRAINED,
     group_name="learning",
     kinds={"python", "torch", "huggingface", "wandb"},
     owners=OWNERS,
@@ -195,8 +199,9 @@ def trained_models(
         if batch.state == "failed":  # whoever runs it again by hand begins its next attempt
             batch = advance_batch(conn, batch_id, "reserved")
         if batch.state == "reserved":
-            batch = advance_batch(conn, batch_id, "training", run_id=context.run_id)
+            batch = advance_batch(conn, batch_id, "training", run_id=context.run.run_id)
         untrained = batch.state in ("training", "unknown")
+        context.log.info(f"backend: {trainer.settings.backend} ({trainer.settings.backend_why})")
         if not untrained:
             playable(model_of_batch(conn, batch_id))  # it is not made again where it is lost
         result = trainer.service(lake.root, conn).train(manifest, episodes)
@@ -204,7 +209,7 @@ def trained_models(
             model = register_candidate(conn, result)
             if untrained:
                 kept = get_batch(conn, batch_id).result or {}
-                advance_batch(conn, batch_id, "trained", run_id=context.run_id, result={**kept, **result.summary()})
+                advance_batch(conn, batch_id, "trained", run_id=context.run.run_id, result={**kept, **result.summary()})
     tracked = tracking.log_training(result, lake.root)
     context.log.info(f"Weights & Biases: {tracked}")
     faults = _logprob_faults(episodes.values(), result)
@@ -216,6 +221,7 @@ def trained_models(
             "digest": result.checkpoint_digest,
             "episodes": len(manifest.trajectory_ids),
             "backend": result.backend,
+            "backend_because": trainer.settings.backend_why,
             "training_seconds": round(result.seconds, 1),
             "wandb": tracked,
             "learning_curve": picture(learning_curve(result.curve)),

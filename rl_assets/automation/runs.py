@@ -2,6 +2,7 @@
 
 import dagster as dg
 
+from rl_assets.errors import ConfigurationError
 from rl_assets.resources import Database, Trainer
 from rl_assets.training.trigger import Look, Runs, look
 
@@ -29,7 +30,11 @@ def runs_of_batch(instance: dg.DagsterInstance, batch_id: str) -> Runs:
 
 
 def next_training(instance: dg.DagsterInstance, database: Database, trainer: Trainer) -> Look:
-    """The look that the training sensor and the daily schedule share. It may claim a batch."""
+    """The look that the training sensor and the daily schedule share. It may claim a batch, if one can be trained."""
+    try:
+        trainer.check()
+    except ConfigurationError as error:
+        return Look(str(error))
     with database.connect() as conn:
         return look(
             conn,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -89,14 +91,17 @@ def demo(threshold: int | None, timeout: float) -> int:
 
 
 def _session(plan: Plan, options: Options) -> int:
+    from rl_assets.backends import check
     from rl_assets.commands.shown import console
-    from rl_assets.services import Children, daemon, databases
+    from rl_assets.services import Children, code_server, daemon, databases
     from rl_assets.settings import Settings
     from rl_assets.store.database import connect, migrate
 
     if options.threshold is not None:
         os.environ["TRAINING_MIN_TRAJECTORIES"] = str(options.threshold)
     settings = Settings.from_env()
+    check(settings)
+    console().print(f"backend: {settings.backend} ({settings.backend_why}); base policy: {settings.base_policy}")
     began = time.monotonic()
     with ExitStack() as stack:
         console().print(
@@ -104,12 +109,13 @@ def _session(plan: Plan, options: Options) -> int:
         )
         urls = stack.enter_context(databases(settings))
         migrate(urls.babylon)
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rl-assets-")))
         children = stack.enter_context(Children(settings.dagster_dir))
         failures: Callable[[], list[str]] = list
         ours = False
         if options.train:
             failures = _failures_from_now()
-            ours = stack.enter_context(daemon(settings, children))
+            ours = stack.enter_context(daemon(settings, children, lambda: code_server(children, directory)))
             _check_daemon(ours, options, children)
         conn = stack.enter_context(connect(urls.babylon))
         played, watch = _play(conn, settings, plan, failures)

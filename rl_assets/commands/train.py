@@ -15,8 +15,11 @@ def train(force: bool, model_line: str | None) -> int:
 
     Exit code 3: too few fresh episodes, and not forced.
     """
+    from rl_assets.backends import check
+    from rl_assets.settings import Settings
     from rl_assets.training.trigger import claim
 
+    check(Settings.from_env())
     with opened() as (conn, settings):
         found = claim(
             conn,

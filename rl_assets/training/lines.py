@@ -1,0 +1,60 @@
+"""What a model line begins with, and what trains it, as the settings say. What they load is loaded when asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rl_assets.backends import LOCAL, SERVERLESS, SMOLLM2, check
+from rl_assets.settings import Settings
+
+if TYPE_CHECKING:
+    import psycopg
+
+    from rl_assets.training.base import BasePolicy
+    from rl_assets.training.remote_models import RemoteBase
+    from rl_assets.training.serverless import ServerlessTrainingService
+    from rl_assets.training.service import GRPOTrainingService
+
+
+def base_of(
+    settings: Settings, data_dir: Path, on_progress: Callable[[int, int], None] | None = None
+) -> BasePolicy | RemoteBase:
+    """Step 0 of the line, made where there is none. `on_progress` is called with updates done and in all.
+
+    Raises ConfigurationError where the backend cannot work here, and what making it raises.
+    """
+    check(settings)
+    if settings.backend == SERVERLESS:
+        from rl_assets.training.remote_models import ensure_remote_base
+
+        return ensure_remote_base(settings.serverless, settings.model_line)
+    if settings.backend == LOCAL:
+        from rl_assets.training.local import ensure_local_base
+
+        return ensure_local_base(data_dir, settings.model_line, settings.local)
+    if settings.base_policy == SMOLLM2:
+        from rl_assets.training.smollm import ensure_smollm2
+
+        return ensure_smollm2(data_dir, settings.model_line)
+    from rl_assets.training.base import ensure_base_policy
+
+    return ensure_base_policy(data_dir, settings.model_line, on_progress)
+
+
+def service_of(
+    settings: Settings, data_dir: Path, conn: psycopg.Connection
+) -> GRPOTrainingService | ServerlessTrainingService:
+    """What trains the line. The connection is the ledger's. Raises ConfigurationError where it cannot train here."""
+    check(settings)
+    if settings.backend == SERVERLESS:
+        from rl_assets.training.serverless import ServerlessTrainingService
+
+        return ServerlessTrainingService(conn, settings.model_line, settings.serverless)
+    from rl_assets.training.service import GRPOTrainingService
+
+    grpo = None
+    if settings.base_policy == SMOLLM2:
+        from rl_assets.training.smollm import GRPO as grpo
+    return GRPOTrainingService(data_dir, settings.model_line, backend=settings.backend, grpo=grpo)
