@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import json
 import os
 import signal
 import socket
@@ -26,7 +27,9 @@ from rl_assets.settings import REPOSITORY, Settings
 from rl_assets.store.embedded import EmbeddedPostgres
 
 STOP_SECONDS = 30.0
-"""How long a service may take to end by itself; Dagster's daemon first lets its code servers go."""
+"""How long a service may take to end by itself; Dagster's daemon first lets its threads end."""
+LOAD_SECONDS = 180.0
+"""How long the definitions may take to load, on a machine that is busy."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -49,6 +52,10 @@ class Children:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """End all of them now."""
         for _, process in reversed(self._running):
             _signal_group(process, signal.SIGTERM)
         deadline = time.monotonic() + STOP_SECONDS
@@ -128,11 +135,37 @@ def keep_marker(settings: Settings) -> Path:
     return settings.data_dir / "postgres.keep"
 
 
+def code_server(children: Children, directory: Path) -> Path:
+    """Start the process that loads the definitions and starts runs, and wait until it answers; returns the workspace
+    file that names it. directory: private to this command, with a short path, for sockets have no long ones.
+
+    Without one, daemon and web interface each keep their own, and the daemon loads everything anew each minute.
+    """
+    socket_file, workspace = directory / "code", directory / "workspace.yaml"
+    location = {"socket": str(socket_file), "location_name": "rl_assets"}
+    workspace.write_text(json.dumps({"load_from": [{"grpc_server": location}]}))  # YAML too
+    children.start(
+        "code",
+        *("dagster", "api", "grpc", "--use-python-environment-entry-point", "--log-level", "warning"),
+        *("--socket", str(socket_file), "--location-name", "rl_assets", "-m", "rl_assets.definitions", "-a", "defs"),
+    )
+    deadline = time.monotonic() + LOAD_SECONDS
+    while not socket_file.exists():
+        children.check()
+        if time.monotonic() > deadline:
+            raise RlAssetsError(
+                f"the definitions took more than {LOAD_SECONDS:.0f} s to load; read {children.log('code')}"
+            )
+        time.sleep(0.05)
+    return workspace
+
+
 @contextmanager
-def daemon(settings: Settings, children: Children) -> Iterator[bool]:
+def daemon(settings: Settings, children: Children, workspace: Callable[[], Path]) -> Iterator[bool]:
     """A Dagster daemon on these databases: started here (True), or one that runs elsewhere already (False).
 
     One that another command started on this data holds a lock; one on a database that is not ours sends heartbeats.
+    workspace: gives the workspace file for the daemon, if it is started here.
     """
     settings.dagster_dir.mkdir(parents=True, exist_ok=True)
     with (settings.dagster_dir / "daemon.lock").open("a") as lock:
@@ -141,8 +174,11 @@ def daemon(settings: Settings, children: Children) -> Iterator[bool]:
         except BlockingIOError:
             yield False
             return
-        children.start("daemon", "dagster._daemon", "run", "-w", str(REPOSITORY / "workspace.yaml"))
-        yield True
+        children.start("daemon", "dagster._daemon", "run", "-w", str(workspace()))
+        try:
+            yield True
+        finally:
+            children.stop()
 
 
 def check_port(host: str, port: int) -> None:
