@@ -1,6 +1,7 @@
 # Each goal sets up what it needs and can be run again. Needs Python 3.11 and make, nothing else.
 #
 #   PYTHON=/path/to/python3.11   the interpreter of the environment, if it is not found as python3.11
+#   WORKERS=N                    how many tests run at a time, by default one more than cores, since some only wait
 #   TORCH_INDEX=URL              where to look for torch as well, for example https://download.pytorch.org/whl/cpu,
 #                                which on Linux spares a download of several GB for GPUs
 
@@ -8,6 +9,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+WORKERS := $(shell expr `getconf _NPROCESSORS_ONLN` + 1)
 TORCH := $(shell grep '^torch==' constraints.txt)
 
 .PHONY: help demo ui test bench lint down install
@@ -21,8 +23,8 @@ demo: $(INSTALLED)  ## Play episodes until the sensor starts a training, then fo
 ui: $(INSTALLED)  ## Dagster's web interface and daemon on the demo's data, until Ctrl-C (PORT=3000)
 	$(BIN)/rl-assets ui $(if $(PORT),--port $(PORT)) $(ARGS)
 
-test: $(INSTALLED)  ## All tests: unit, database, daemon, browser
-	$(BIN)/pytest $(ARGS)
+test: $(INSTALLED)  ## All tests: unit, database, daemon, browser (some of them: .venv/bin/pytest PATH)
+	$(BIN)/pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder $(ARGS)
 
 bench: $(INSTALLED)  ## Speed of the parts beside their peers, on this machine (ARGS="market judging" for some)
 	$(BIN)/python -m benchmarks $(ARGS)

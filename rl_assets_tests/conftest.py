@@ -16,14 +16,38 @@ from hypothesis import HealthCheck, settings
 from rl_assets.settings import prepare_environment
 from rl_assets.store.database import connect, migrate
 from rl_assets.store.embedded import EmbeddedPostgres
-from rl_assets_tests.processes import SMALL, start, with_a_weak_policy
+from rl_assets_tests.processes import SMALL, run, settled
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores, and the models of tests are small
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 prepare_environment()
 # How long an example takes says how busy the machine is, and nothing about what is tested.
 settings.register_profile("rl-assets", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("rl-assets")
 
 _numbers = itertools.count()
+LONGEST = ("looped", "crash", "integration")
+"""Groups of tests that take longest, and therefore begin first where several workers share the tests."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep on one worker the tests that share what is expensive to make: a loop that has run, or what a file makes."""
+    if not hasattr(config, "workerinput"):
+        return
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(_group(item)))
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(_group(item).split("-")[0], len(LONGEST)))
+
+
+def _group(item: pytest.Item) -> str:
+    if "looped" in getattr(item, "fixturenames", ()):
+        return "looped"
+    package = item.path.parent.name
+    if package == "integration":  # each starts processes and a database of its own
+        return f"integration-{item.name}"
+    return package if package == "crash" else str(item.path)
 
 
 @pytest.fixture
@@ -72,13 +96,20 @@ def conn(postgres_url: str) -> Iterator[psycopg.Connection]:
 
 
 @pytest.fixture(scope="session")
-def looped() -> Iterator[Path]:
+def weak_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a base policy that has imitated little. Not to be written to; `settled` copies it."""
+    from rl_assets.training.base import WarmStart, ensure_base_policy
+
+    return ensure_base_policy(tmp_path_factory.mktemp("weak"), "any", warm_start=WarmStart(episodes=64, passes=1)).path
+
+
+@pytest.fixture(scope="session")
+def looped(weak_policy: Path) -> Iterator[Path]:
     """A data directory on which the loop has run once, from playing to the gate's decision, through a real daemon."""
     directories = _reachable()
-    data = with_a_weak_policy(next(directories))
-    command = start(data, *SMALL)
-    said, _ = command.communicate(timeout=800)
-    assert command.returncode == 0, said
+    data = settled(next(directories), weak_policy)
+    code, said = run(data, *SMALL)
+    assert code == 0, said
     yield data
     next(directories, None)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,11 +18,11 @@ SMALL = ["harness", "--train", "--snapshots", "8", "--siblings", "8", "--gate-sn
 """A loop that takes a minute: few episodes, a gate too small to open, and a threshold that they reach."""
 
 
-def with_a_weak_policy(data: Path) -> Path:
-    """The data directory, with a base policy that has imitated little: the loop is what is tested."""
-    from rl_assets.training.base import WarmStart, ensure_base_policy
+def settled(data: Path, policy: Path) -> Path:
+    """The data directory, with a copy of a policy as its base policy: the loop is what is tested."""
+    from rl_assets.training.base import base_path
 
-    ensure_base_policy(data, Settings(data).model_line, warm_start=WarmStart(episodes=64, passes=1))
+    shutil.copytree(policy, base_path(data, Settings(data).model_line))
     return data
 
 
@@ -36,6 +37,13 @@ def start(data: Path, *arguments: str) -> subprocess.Popen[str]:
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+def run(data: Path, *arguments: str) -> tuple[int, str]:
+    """Run `rl-assets` to its end: its exit code, and what it said."""
+    command = start(data, *arguments)
+    said, _ = command.communicate(timeout=800)
+    return command.returncode, said
 
 
 def left_running(data: Path) -> list[str]:

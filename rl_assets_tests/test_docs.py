@@ -22,7 +22,7 @@ from rl_assets.services import databases
 from rl_assets.settings import REPOSITORY, Settings
 from rl_assets.training.base import base_path
 from rl_assets_tests.agents.endpoint_server import loopback_model
-from rl_assets_tests.processes import with_a_weak_policy
+from rl_assets_tests.processes import settled
 
 PAGES = sorted([REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *(REPOSITORY / "docs").glob("*.md")])
 LINK = re.compile(r"\]\(([^)#]+)(#[^)]*)?\)")
@@ -120,14 +120,14 @@ def a_reachable_directory() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def data() -> Iterator[Path]:
+def data(weak_policy: Path) -> Iterator[Path]:
     """A new user's data directory, with a base policy that is quickly built, and the database kept running."""
     with pytest.MonkeyPatch.context() as patch, a_reachable_directory() as root:
         for name in ("DATABASE_URL", "DAGSTER_PG_URL", "OPENAI_API_KEY", "RULER_JUDGE_MODEL"):
             patch.delenv(name, raising=False)
         patch.setenv("RL_ASSETS_DATA", str(root))
         patch.chdir(root)
-        with_a_weak_policy(root)
+        settled(root, weak_policy)
         settings = Settings.from_env()
         (root / "my-checkpoint").symlink_to(base_path(root, settings.model_line))
         with databases(settings):

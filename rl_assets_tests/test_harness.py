@@ -15,6 +15,7 @@ from rl_assets.settings import Settings
 from rl_assets.store.episodes import read_episodes
 from rl_assets.store.ledger import Readiness
 from rl_assets.store.snapshots import list_snapshots
+from rl_assets_tests.processes import settled
 
 SMALL = Plan(snapshots=3, siblings=2, seed=5, gate_snapshots=4)
 
@@ -24,13 +25,9 @@ def silent(what: str, done: int, total: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    """A data directory with a base policy that has imitated next to nothing."""
-    from rl_assets.training.base import WarmStart, ensure_base_policy
-
-    settings = Settings(tmp_path_factory.mktemp("data"))
-    ensure_base_policy(settings.data_dir, settings.model_line, warm_start=WarmStart(episodes=16, passes=1))
-    return settings
+def settings(tmp_path_factory: pytest.TempPathFactory, weak_policy: Path) -> Settings:
+    """A data directory with a base policy that has imitated little."""
+    return Settings(settled(tmp_path_factory.mktemp("data"), weak_policy))
 
 
 def test_two_runs_with_one_seed_play_the_same_and_another_seed_does_not(conn: psycopg.Connection, settings: Settings):

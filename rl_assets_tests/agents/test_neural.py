@@ -14,14 +14,13 @@ from rl_assets.agents.runner import Assignment, World, play
 from rl_assets.episodes import Episode, Policy
 from rl_assets.errors import MissingCheckpoint
 from rl_assets.market.generate import generate
-from rl_assets.training.base import WarmStart, ensure_base_policy
 
 WORLDS: list[World] = [generate("train", seed) for seed in range(3)]
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return ensure_base_policy(tmp_path_factory.mktemp("data"), "line", warm_start=WarmStart(episodes=16, passes=1)).path
+@pytest.fixture
+def checkpoint(weak_policy: Path) -> Path:
+    return weak_policy
 
 
 def played(

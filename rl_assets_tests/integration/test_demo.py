@@ -9,20 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from rl_assets_tests.processes import SMALL, left_running, query, start, with_a_weak_policy
+from rl_assets_tests.processes import SMALL, left_running, query, run, settled, start
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture
-def data(reachable: Path) -> Path:
-    return with_a_weak_policy(reachable)
+def data(reachable: Path, weak_policy: Path) -> Path:
+    return settled(reachable, weak_policy)
 
 
 def test_the_sensor_trains_on_what_was_played_and_on_nothing_twice(looped: Path):
-    again = start(looped, *SMALL)
-    said, _ = again.communicate(timeout=800)
-    assert again.returncode == 0, said
+    code, said = run(looped, *SMALL)
+    assert code == 0, said
     assert "readiness before: " in said
     assert re.search(r"batch-[0-9a-f]{16} is (promoted|rejected)", said)
     assert left_running(looped) == []
@@ -36,17 +35,15 @@ def test_the_sensor_trains_on_what_was_played_and_on_nothing_twice(looped: Path)
     runs = query(looped, "select status, count(*) from runs group by 1", dagster=True)
     assert [status for status, _ in runs] == ["SUCCESS"]
 
-    verify = start(looped, "verify")
-    said, _ = verify.communicate(timeout=120)
-    assert verify.returncode == 0, said
+    code, said = run(looped, "verify")
+    assert code == 0, said
     assert " 0 fail" in said
     assert left_running(looped) == []
 
 
 def test_below_the_threshold_nothing_is_trained_and_the_code_says_so(data: Path):
-    command = start(data, *SMALL[:-1], "100000")
-    said, _ = command.communicate(timeout=300)
-    assert command.returncode == 3, said
+    code, said = run(data, *SMALL[:-1], "100000")
+    assert code == 3, said
     assert "of 100000 fresh episodes: nothing is trained" in said
     assert left_running(data) == []
     assert query(data, 'select 1 from trajectories where "usedInTraining"') == []
@@ -70,9 +67,8 @@ def test_an_interrupted_command_leaves_nothing_running(data: Path, number: signa
 def test_one_seed_is_played_alike_twice(data: Path):
     digests = set()
     for _ in range(2):
-        command = start(data, "harness", "--snapshots", "4", "--siblings", "4", "--gate-snapshots", "4", "--seed", "7")
-        said, _ = command.communicate(timeout=300)
-        assert command.returncode == 0, said
+        code, said = run(data, "harness", "--snapshots", "4", "--siblings", "4", "--gate-snapshots", "4", "--seed", "7")
+        assert code == 0, said
         digests.add(re.findall(r"digest of what was played: ([0-9a-f]{64})", said)[0])
     assert len(digests) == 1
     assert query(data, "select count(*) from rl_assets.snapshots where split = 'train'") == [(4,)]
