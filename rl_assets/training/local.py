@@ -18,10 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import art
+from art import dev
 from art.local.backend import LocalBackend
+from art.local.checkpoints import get_last_checkpoint_dir
+from art.local.service import ModelService
 from art.preprocessing.pack import PackedTensors
+from art.utils.output_dirs import get_model_dir
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.constants import is_offline_mode
+from mp_actors import move_to_child_process
 
 from rl_assets.agents.endpoint import EndpointAgent
 from rl_assets.agents.remote import Begin
@@ -34,6 +39,8 @@ from rl_assets.training.untracked import untracked_model
 
 PROJECT = "rl-assets"
 RECORD = "local.json"
+ADAPTED = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""Layers of a dense model that get an adapter."""
 MOST_TOKENS = 32_768
 """Of an episode: what ART's backend takes, and drops what is longer with no more than a warning."""
 CONCURRENCY = 64
@@ -43,11 +50,22 @@ ANSWER_TOKENS = 512
 
 
 class WatchedBackend(LocalBackend):
-    """ART's backend, with the metrics of each update kept, and without the step that it makes of nothing."""
+    """ART's backend, with the metrics of each update kept, and without the step that it makes of nothing.
+
+    ART's own way to a service reads which layers to adapt from a table that needs Megatron, which its extra for a GPU
+    does not install; `adapter_config` says what that table says of a dense model.
+    """
 
     def __init__(self, path: Path) -> None:
         super().__init__(path=str(path))
         self.curve: list[dict[str, float]] = []
+
+    async def _get_service(self, model: art.TrainableModel) -> ModelService:
+        if model.name not in self._services:
+            directory = get_model_dir(model=model, art_path=self._path)
+            config = adapter_config(model.base_model, directory)
+            self._services[model.name] = unsloth_service(model.name, model.base_model, config, directory)
+        return self._services[model.name]
 
     async def _train_model(self, *args: Any, **kwargs: Any) -> AsyncIterator[dict[str, float]]:
         async for metrics in super()._train_model(*args, **kwargs):
@@ -59,6 +77,62 @@ class WatchedBackend(LocalBackend):
         if tensors is None:
             raise MalformedInput("the batch holds nothing to learn from: ART found no rewards that differ; re-judge it")
         return tensors
+
+
+def adapter_config(base_model: str, directory: str) -> dev.InternalModelConfig:
+    """ART's defaults for a model that trains and serves on the same GPU.
+
+    directory: the model's, whose newest checkpoint, if there is one, is trained on.
+    """
+    return dev.InternalModelConfig(
+        init_args={
+            "load_in_4bit": True,
+            "max_seq_length": MOST_TOKENS,
+            "model_name": get_last_checkpoint_dir(directory) or base_model,
+        },
+        engine_args={
+            "enable_sleep_mode": True,
+            "generation_config": "vllm",
+            "model": base_model,
+            "lora_target_modules": list(ADAPTED),
+        },
+        peft_args={
+            "lora_alpha": 16,
+            "r": 8,
+            "random_state": 3407,
+            "target_modules": list(ADAPTED),
+            "use_gradient_checkpointing": "unsloth",
+        },
+        rollout_weights_mode="lora",
+        tinker_args=None,
+        trainer_args={
+            "adam_beta1": 0.9,
+            "adam_beta2": 0.99,
+            "disable_tqdm": True,
+            "gradient_accumulation_steps": 1,
+            "gradient_checkpointing": True,
+            "learning_rate": 5e-6,
+            "logging_steps": 1,
+            "lr_scheduler_type": "constant",
+            "max_grad_norm": 0.1,
+            "num_generations": 2,
+            "optim": "paged_adamw_8bit",
+            "output_dir": directory,
+            "per_device_train_batch_size": 2,
+            "report_to": "none",
+            "save_strategy": "no",
+            "weight_decay": 0.1,
+        },
+    )
+
+
+def unsloth_service(name: str, base_model: str, config: dev.InternalModelConfig, directory: str) -> ModelService:
+    """ART's service for a GPU, in a process of its own. Loads Unsloth, and so needs CUDA."""
+    from art.unsloth.service import UnslothService  # pyright: ignore[reportMissingImports]
+
+    os.environ["IMPORT_UNSLOTH"] = "1"  # ART's child process then loads it before what it patches
+    service = UnslothService(model_name=name, base_model=base_model, config=config, output_dir=directory)
+    return move_to_child_process(service, process_name="model-service")
 
 
 def ensure_local_base(data_dir: Path, model_line: str, settings: LocalSettings) -> BasePolicy:
