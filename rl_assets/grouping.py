@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from rl_assets.episodes import Episode, digest
+from rl_assets.episodes import Episode, Policy, digest
 from rl_assets.errors import ConfigurationError
 
 
@@ -31,7 +31,27 @@ class Group:
     step: int | None = None
 
 
+class Alike(NamedTuple):
+    """Episodes that have in common all that grouping asks for."""
+
+    policy: Policy
+    snapshot_id: str | None
+    prompt_version: str | None
+    scenario_id: str | None
+    not_trainable: str | None
+    trajectory_ids: Sequence[str]
+
+
 def build_groups(episodes: Iterable[Episode], *, window_id: str, group_size: int) -> list[Group]:
+    """The groups that `deal` makes of episodes."""
+    alike = (
+        Alike(e.policy, e.snapshot_id, e.prompt_version, e.scenario_id, e.not_trainable, (e.trajectory_id,))
+        for e in episodes
+    )
+    return deal(alike, window_id=window_id, group_size=group_size)
+
+
+def deal(episodes: Iterable[Alike], *, window_id: str, group_size: int) -> list[Group]:
     """Every episode in exactly one group of at most `group_size`; the same groups whatever the order of the episodes.
 
     Episodes that cannot be trained on make groups of their own, so that they spoil no other. What cannot be trained on
@@ -41,15 +61,13 @@ def build_groups(episodes: Iterable[Episode], *, window_id: str, group_size: int
     """
     if group_size < 2:
         raise ConfigurationError(f"a group of {group_size} compares nothing; set the group size to at least 2")
-    comparable: dict[tuple[str, str, str], list[Episode]] = defaultdict(list)
-    for episode in episodes:
-        kind, key = _common(episode, window_id)
-        comparable[kind, key, episode.not_trainable or ""].append(episode)
+    comparable: dict[tuple[str, str, str], tuple[Policy, list[str]]] = {}
+    for some in episodes:
+        kind, key = _common(some, window_id)
+        comparable.setdefault((kind, key, some.not_trainable or ""), (some.policy, []))[1].extend(some.trajectory_ids)
     groups = []
-    for (kind, key, trouble), alike in sorted(comparable.items()):
-        policy = alike[0].policy
-        ids = sorted((episode.trajectory_id for episode in alike), key=_age)
-        for members in _deal(ids, group_size):
+    for (kind, key, trouble), (policy, ids) in sorted(comparable.items(), key=lambda item: item[0]):
+        for members in _deal(sorted(ids, key=_age), group_size):
             reason = trouble or ("group_of_one" if len(members) == 1 else None)
             groups.append(
                 Group(
@@ -72,12 +90,12 @@ def group_id(kind: str, key: str, trajectory_ids: Iterable[str]) -> str:
     return f"group-{digest([kind, key, sorted(trajectory_ids)])[:24]}"
 
 
-def _common(episode: Episode, window_id: str) -> tuple[str, str]:
-    policy = {"policy": episode.policy.name, "step": episode.policy.step}
-    if episode.snapshot_id is not None:
-        common = policy | {"snapshot": episode.snapshot_id, "prompt_version": episode.prompt_version}
+def _common(some: Alike, window_id: str) -> tuple[str, str]:
+    policy = {"policy": some.policy.name, "step": some.policy.step}
+    if some.snapshot_id is not None:
+        common = policy | {"snapshot": some.snapshot_id, "prompt_version": some.prompt_version}
         return "benchmark", json.dumps(common, sort_keys=True)
-    return "live", json.dumps(policy | {"window": window_id, "scenario": episode.scenario_id}, sort_keys=True)
+    return "live", json.dumps(policy | {"window": window_id, "scenario": some.scenario_id}, sort_keys=True)
 
 
 def _age(trajectory_id: str) -> tuple[int, str]:

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -10,12 +9,15 @@ import dagster as dg
 
 from rl_assets.assets.shown import OWNERS, columns, picture, plainly, required, table
 from rl_assets.automation.partitions import HOURS
-from rl_assets.places import Place, local_file
 from rl_assets.resources import Judge, Lake
 
 if TYPE_CHECKING:
-    from rl_assets.episodes import Episode
+    import pyarrow as pa
+
     from rl_assets.grouping import Group
+
+SHOWN = 400
+"""Groups of a window in the picture of their spread."""
 
 
 @dg.asset(
@@ -55,9 +57,9 @@ if TYPE_CHECKING:
 def grpo_groups(
     context: dg.AssetExecutionContext, lake: Lake, judge: Judge
 ) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult]:
-    from rl_assets.grouping import build_groups
+    from rl_assets.grouping import deal
     from rl_assets.reports.plots import group_spread
-    from rl_assets.store.lake import read_episodes_parquet, write_table
+    from rl_assets.store.window_files import read_alike, write_groups
     from rl_assets.windows import hold_back
 
     lost, unstable, spread = [], [], {}
@@ -68,15 +70,15 @@ def grpo_groups(
                 directory / "trajectories.parquet",
                 f"recorded_trajectories of {window} is not there; materialize it before grpo_groups",
             )
-            episodes = read_episodes_parquet(path)
-            groups = build_groups(episodes, window_id=window, group_size=judge.members)
-            again = build_groups(episodes[::-1], window_id=window, group_size=judge.members)
-            lost += _miscounted(window, [e.trajectory_id for e in episodes], groups)
-            if {group.group_id for group in groups} != {group.group_id for group in again}:
+            alike, pnl = read_alike(path)
+            groups = deal(alike, window_id=window, group_size=judge.members)
+            backwards = [some._replace(trajectory_ids=some.trajectory_ids[::-1]) for some in reversed(alike)]
+            if deal(backwards, window_id=window, group_size=judge.members) != groups:
                 unstable.append({"window": window})
+            lost += _miscounted(window, pnl["trajectory_id"].to_pylist(), groups)
             groups = hold_back(groups, window, datetime.now(UTC), judge.members)
-            write_table(directory / "groups.parquet", [asdict(group) for group in groups])
-            spread |= _spread(groups, {episode.trajectory_id: episode for episode in episodes})
+            write_groups(directory / "groups.parquet", groups)
+            spread |= _spread(groups, pnl)
             context.add_asset_metadata(
                 {
                     "dagster/row_count": len(groups),
@@ -99,30 +101,22 @@ def grpo_groups(
     yield dg.MaterializeResult(metadata={"windows_in_run": len(context.partition_keys), **shown})
 
 
-def read_groups(path: Place) -> list["Group"]:
-    """The groups of a window, as `grpo_groups` wrote them."""
-    import pyarrow.parquet as pq
-
-    from rl_assets.grouping import Group
-
-    with local_file(path) as file:
-        rows = pq.read_table(file).to_pylist()
-    return [Group(**{**row, "trajectory_ids": tuple(row["trajectory_ids"])}) for row in rows]
-
-
 def _miscounted(window: str, ids: list[str], groups: list["Group"]) -> list[dict]:
     members = Counter(member for group in groups for member in group.trajectory_ids)
-    return [
-        {"window": window, "trajectory": one, "groups": members[one]}
-        for one in sorted(set(ids) | members.keys())
-        if members[one] != 1 or one not in ids
-    ]
+    members.subtract(ids)
+    return [{"window": window, "trajectory": one, "groups": 1 + more} for one, more in sorted(members.items()) if more]
 
 
-def _spread(groups: list["Group"], episodes: dict[str, "Episode"]) -> dict[str, list[float]]:
-    """Expected PnL in dollars of the members of each trainable group."""
+def _spread(groups: list["Group"], pnl: "pa.Table") -> dict[str, list[float]]:
+    """Expected PnL in dollars of the members of up to SHOWN trainable groups, which their names choose."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    shown = sorted((group for group in groups if group.trainable), key=lambda group: group.group_id)[:SHOWN]
+    wanted = pa.array([member for group in shown for member in group.trajectory_ids], pa.string())
+    chosen = pnl.filter(pc.is_in(pnl["trajectory_id"], value_set=wanted))  # pyright: ignore[reportAttributeAccessIssue]
+    known = dict(zip(chosen["trajectory_id"].to_pylist(), chosen["expected_pnl"].to_pylist(), strict=True))
     return {
-        group.group_id: [pnl for member in group.trajectory_ids if (pnl := episodes[member].expected_pnl) is not None]
-        for group in groups
-        if group.trainable
+        group.group_id: [value for member in group.trajectory_ids if (value := known[member]) is not None]
+        for group in shown
     }

@@ -1,25 +1,28 @@
 """Judged rankings: what each member of a group is worth, in one append-only judgement set per window."""
 
 import math
+from array import array
 from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from rl_assets.assets.groups import read_groups
 from rl_assets.assets.shown import OWNERS, columns, picture, plainly, required, table
 from rl_assets.automation.partitions import HOURS
 from rl_assets.automation.policies import JUDGE, JUDGED
-from rl_assets.places import Place, local_file
 from rl_assets.resources import Database, Judge, Lake
 
 if TYPE_CHECKING:
     import psycopg
 
     from rl_assets.episodes import Episode
+    from rl_assets.grouping import Group
     from rl_assets.judging import Judge as JudgeProtocol
-    from rl_assets.judging import JudgementSet
+    from rl_assets.judging import JudgementSet, Ranking
+
+GROUPS_AT_ONCE = 500
+"""Groups whose episodes are in memory while they are judged."""
 
 
 @dg.asset(
@@ -71,8 +74,8 @@ def judged_rankings(
 ) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult]:
     from rl_assets.judging import JudgementSet
     from rl_assets.reports.plots import reward_histogram
-    from rl_assets.store.lake import read_episodes_parquet, write_table
     from rl_assets.store.ledger import record_judgements
+    from rl_assets.store.window_files import read_groups, read_versions, window_episodes, write_rankings
 
     incomplete, unstable, swayed, sets, versions, told, by_policy = [], [], [], {}, {}, {}, {}
     with plainly(), database.connect() as conn:
@@ -82,20 +85,25 @@ def judged_rankings(
                 directory / "groups.parquet",
                 f"grpo_groups of {window} is not there; materialize it before judged_rankings",
             )
-            groups = read_groups(path)
-            episodes = {e.trajectory_id: e for e in read_episodes_parquet(directory / "trajectories.parquet")}
+            groups, ranker, again, rankings = read_groups(path), judge.build(conn), judge.build(conn), []
             versions[window] = read_versions(directory / "versions.parquet")
-            ranker = judge.build(conn)
-            first = JudgementSet.of(window, ranker, ranker.rank_all(groups, episodes), groups)
-            unstable += _unstable(judge.build(conn), first, episodes)
+            # So many groups at a time: an hour may hold more episodes than memory.
+            with window_episodes(directory / "trajectories.parquet") as episodes:
+                ordered = episodes.by_place(groups)
+                for start in range(0, len(ordered), GROUPS_AT_ONCE):
+                    some = ordered[start : start + GROUPS_AT_ONCE]
+                    members = episodes.of(some)
+                    found = ranker.rank_all(some, members)
+                    unstable += _unstable(again, window, some, found, members)
+                    rankings += found
+                    for verdict in (verdict for ranking in found for verdict in ranking.verdicts):
+                        policy = str(members[verdict.trajectory_id].policy)
+                        by_policy.setdefault(policy, array("d")).append(verdict.score)
+            first = JudgementSet.of(window, ranker, rankings, groups)
             incomplete += _incomplete(first)
             sets[window] = first
             told[window], words_decided = _of_the_judge(ranker, window)
             swayed += words_decided
-            for ranking in first.rankings:
-                for verdict in ranking.verdicts:
-                    policy = str(episodes[verdict.trajectory_id].policy)
-                    by_policy.setdefault(policy, []).append(verdict.score)
     yield dg.AssetCheckResult(
         check_name="scores_are_whole", passed=not incomplete, metadata={"faults": table(incomplete)}
     )
@@ -115,7 +123,7 @@ def judged_rankings(
     with plainly(), database.connect() as conn:
         for window, judgement in sets.items():
             file = lake.window(window) / "rankings.parquet"
-            write_table(file, _rows(judgement))
+            write_rankings(file, judgement)
             earlier = _earlier(conn, judgement)
             offered = record_judgements(conn, judgement, versions[window])
             rankings = judgement.rankings
@@ -138,19 +146,6 @@ def judged_rankings(
     yield dg.MaterializeResult(metadata={"windows_in_run": len(context.partition_keys), **shown})
 
 
-def read_versions(path: Place) -> dict[str, str]:
-    """Of each row of a window, by trajectory id, when it had last changed, as `recorded_trajectories` read it.
-
-    Nothing where an earlier version of it read the window: any row may then have changed since, and is read again.
-    """
-    import pyarrow.parquet as pq
-
-    if not path.is_file():
-        return {}
-    with local_file(path) as file:
-        return {row["trajectory_id"]: row["version"] for row in pq.read_table(file).to_pylist()}
-
-
 def _incomplete(judgement: "JudgementSet") -> list[dict]:
     """Groups whose verdicts are not one finite score in [0, 1] per member. A group that nobody judged has none."""
     members = {group.group_id: sorted(group.trajectory_ids) for group in judgement.groups}
@@ -165,15 +160,17 @@ def _incomplete(judgement: "JudgementSet") -> list[dict]:
     ]
 
 
-def _unstable(judge: "JudgeProtocol", first: "JudgementSet", episodes: dict[str, "Episode"]) -> list[dict]:
+def _unstable(
+    judge: "JudgeProtocol",
+    window: str,
+    groups: list["Group"],
+    rankings: list["Ranking"],
+    episodes: dict[str, "Episode"],
+) -> list[dict]:
     """Groups that another look ranks otherwise, or has to pay for."""
-    before = {ranking.group_id: ranking for ranking in first.rankings if ranking.verdicts}
-    again = judge.rank_all([group for group in first.groups if group.group_id in before], episodes)
-    return [
-        {"window": first.window_id, "group": ranking.group_id}
-        for ranking in again
-        if ranking != before[ranking.group_id]
-    ]
+    before = {ranking.group_id: ranking for ranking in rankings if ranking.verdicts}
+    again = judge.rank_all([group for group in groups if group.group_id in before], episodes)
+    return [{"window": window, "group": ranking.group_id} for ranking in again if ranking != before[ranking.group_id]]
 
 
 def _of_the_judge(judge: "JudgeProtocol", window: str) -> tuple[dict[str, Any], list[dict]]:
@@ -212,28 +209,6 @@ def _earlier(conn: "psycopg.Connection", judgement: "JudgementSet") -> list[dict
                     "groups": agreed.groups,
                     "tau": agreed.tau,
                     "pairs_flipped": agreed.flipped,
-                }
-            )
-    return rows
-
-
-def _rows(judgement: "JudgementSet") -> list[dict]:
-    """One row per member, best first within its group; without score where its group was not judged."""
-    groups = {group.group_id: group for group in judgement.groups}
-    rows = []
-    for ranking in judgement.rankings:
-        judged = {verdict.trajectory_id: verdict for verdict in ranking.verdicts}
-        for member in judged or sorted(groups[ranking.group_id].trajectory_ids):
-            verdict = judged.get(member)
-            rows.append(
-                {
-                    "group_id": ranking.group_id,
-                    "trajectory_id": member,
-                    "score": verdict.score if verdict else None,
-                    "rank": verdict.rank if verdict else None,
-                    "explanation": verdict.explanation if verdict else None,
-                    "trainable": ranking.trainable,
-                    "reason": ranking.reason,
                 }
             )
     return rows

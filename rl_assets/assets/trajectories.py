@@ -1,8 +1,11 @@
 """Recorded trajectories: the episodes of an hour, read from Postgres and kept as typed Parquet."""
 
+from array import array
 from collections import Counter
 from collections.abc import Iterator
-from datetime import timedelta
+from heapq import nsmallest
+from itertools import chain
+from typing import TYPE_CHECKING
 
 import dagster as dg
 
@@ -11,6 +14,10 @@ from rl_assets.automation.partitions import EVERYTHING, HOURS
 from rl_assets.automation.policies import DATABASE, HOURLY
 from rl_assets.places import Place
 from rl_assets.resources import Database, Lake
+
+if TYPE_CHECKING:
+    from rl_assets.episodes import Episode
+    from rl_assets.store.episodes import WindowPart
 
 REPLAYED = 16
 """Benchmark episodes per window that are played again; every episode of a batch is, before it is trained on."""
@@ -69,28 +76,23 @@ def recorded_trajectories(
 ) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult]:
     from rl_assets.reports.plots import reward_histogram
     from rl_assets.store.episodes import read_window
-    from rl_assets.store.lake import write_episodes_parquet, write_table
+    from rl_assets.store.window_files import written_window
 
     replayed, faults, reasons = 0, [], Counter()
-    pnl: dict[str, list[float]] = {}
+    pnl: dict[str, array] = {}
     with plainly(), database.connect() as conn:
         for window in context.partition_keys:
-            read = read_window(conn, window)
-            directory = lake.window(window)
-            write_episodes_parquet(directory / "trajectories.parquet", read.episodes)
-            rejects = [{"trajectory_id": r.trajectory_id, "reason": r.reason, "detail": r.detail} for r in read.rejects]
-            # After the episodes: a crash in between leaves versions that are too old, and such rows are read again.
-            versions = [{"trajectory_id": one, "version": version} for one, version in read.versions.items()]
-            write_table(directory / "versions.parquet", versions)
-            write_table(directory / "quarantine.parquet", rejects)
-            count, wrong = replay_sample(read.episodes, lake.snapshots, REPLAYED)
+            directory, found = lake.window(window), _Found()
+            with written_window(directory) as add:
+                for part in read_window(conn, window):
+                    add(part)
+                    found.add(part)
+            count, wrong = replay_sample(found.sample, lake.snapshots, REPLAYED)
             replayed, faults = replayed + count, faults + wrong
-            reasons.update(reject.reason for reject in read.rejects)
-            for episode in read.episodes:
-                value = episode.expected_pnl if episode.expected_pnl is not None else episode.realised_pnl
-                if value is not None:
-                    pnl.setdefault(str(episode.policy), []).append(value)
-            context.add_asset_metadata(_described(read.episodes, rejects, directory), partition_key=window)
+            reasons.update(found.rejected)
+            for policy, values in found.pnl.items():
+                pnl.setdefault(policy, array("d")).extend(values)
+            context.add_asset_metadata(found.described(directory), partition_key=window)
     yield dg.AssetCheckResult(
         check_name="replay_sample",
         passed=not faults,
@@ -106,13 +108,13 @@ def recorded_trajectories(
     yield dg.MaterializeResult(metadata={"windows_in_run": len(context.partition_keys), **shown})
 
 
-def replay_sample(episodes: list, root: Place, most: int | None) -> tuple[int, list[dict[str, str]]]:
+def replay_sample(episodes: list["Episode"], root: Place, most: int | None) -> tuple[int, list[dict[str, str]]]:
     """Play benchmark episodes again, `most` of them or all, chosen by content hash: how many, and mismatches."""
     from rl_assets.agents.replay import replay_all
     from rl_assets.market.snapshot import load_snapshot, load_truth
 
     played = sorted((e for e in episodes if e.snapshot_id is not None), key=lambda e: e.content_hash)[:most]
-    worlds = {key: (load_snapshot(root, key), load_truth(root, key)) for key in {e.snapshot_id for e in played}}
+    worlds = {key: (load_snapshot(root, key), load_truth(root, key)) for key in {str(e.snapshot_id) for e in played}}
     faults = [
         {"trajectory": episode.trajectory_id, "snapshot": episode.snapshot_id, "mismatch": mismatch}
         for episode, differences in zip(played, replay_all(played, worlds), strict=True)
@@ -121,16 +123,45 @@ def replay_sample(episodes: list, root: Place, most: int | None) -> tuple[int, l
     return len(played), faults
 
 
-def _described(episodes: list, rejects: list[dict], directory: Place) -> dict:
-    untrainable = Counter(episode.not_trainable for episode in episodes if episode.not_trainable)
-    ticks = sum(len(episode.steps) for episode in episodes)
-    seconds = sum(((e.ended_at - e.started_at) for e in episodes), timedelta()).total_seconds()
-    return {
-        "dagster/row_count": len(episodes),
-        "episodes_by_policy": dict(Counter(str(episode.policy) for episode in episodes)),
-        "not_trainable_by_reason": dict(untrainable),
-        "quarantined_by_reason": dict(Counter(reject["reason"] for reject in rejects)),
-        "ticks": ticks,
-        "play_seconds": round(seconds, 1),
-        "file": dg.MetadataValue.path(str(directory / "trajectories.parquet")),
-    }
+class _Found:
+    """What is told of a window, counted while it is read. sample: the benchmark episodes that come first by their
+    content hash, to be played again. pnl: dollars by policy, expected where there is such a thing, else realised."""
+
+    def __init__(self) -> None:
+        self.rejected: Counter[str] = Counter()
+        self.pnl: dict[str, array] = {}
+        self._first: list[tuple[str, str, Episode]] = []
+        self._episodes, self._ticks, self._seconds = 0, 0, 0.0
+        self._by_policy: Counter[str] = Counter()
+        self._untrainable: Counter[str] = Counter()
+
+    @property
+    def sample(self) -> list["Episode"]:
+        return [episode for *_, episode in self._first]
+
+    def add(self, part: "WindowPart") -> None:
+        self.rejected.update(reject.reason for reject in part.rejects)
+        for episode in part.episodes:
+            policy, reason = str(episode.policy), episode.not_trainable
+            self._episodes += 1
+            self._ticks += len(episode.steps)
+            self._seconds += (episode.ended_at - episode.started_at).total_seconds()
+            self._by_policy[policy] += 1
+            if reason is not None:
+                self._untrainable[reason] += 1
+            value = episode.expected_pnl if episode.expected_pnl is not None else episode.realised_pnl
+            if value is not None:
+                self.pnl.setdefault(policy, array("d")).append(value)
+        played = ((e.content_hash, e.trajectory_id, e) for e in part.episodes if e.snapshot_id is not None)
+        self._first = nsmallest(REPLAYED, chain(self._first, played), key=lambda one: one[:2])
+
+    def described(self, directory: Place) -> dict:
+        return {
+            "dagster/row_count": self._episodes,
+            "episodes_by_policy": dict(self._by_policy),
+            "not_trainable_by_reason": dict(self._untrainable),
+            "quarantined_by_reason": dict(self.rejected),
+            "ticks": self._ticks,
+            "play_seconds": round(self._seconds, 1),
+            "file": dg.MetadataValue.path(str(directory / "trajectories.parquet")),
+        }

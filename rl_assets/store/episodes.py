@@ -38,6 +38,13 @@ _COLUMNS = SQL("""
     CASE WHEN octet_length("stepsJson") <= {limit} THEN "stepsJson" END AS "stepsJson",
     CASE WHEN octet_length("metadataJson") <= {limit} THEN "metadataJson" END AS "metadataJson"
 """)
+_IDS_OF_HOUR = """
+    SELECT "trajectoryId" FROM (
+      SELECT "trajectoryId" FROM trajectories WHERE "windowId" = %(window)s
+      UNION ALL SELECT "trajectoryId" FROM trajectories WHERE ("windowId" IS NULL OR "windowId" >= 'A')
+                                                          AND "endTime" >= %(start)s AND "endTime" < %(end)s) AS hour
+    ORDER BY "trajectoryId" COLLATE "C"
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +58,8 @@ class Reject:
 
 
 @dataclass(frozen=True, slots=True)
-class WindowRead:
-    """All rows of a window, each once, in order of trajectory id.
+class WindowPart:
+    """Some rows of a window, in order of trajectory id.
 
     versions: of each row by trajectory id, its `updatedAt` as Postgres writes it.
     """
@@ -108,32 +115,38 @@ def write_episodes(conn: psycopg.Connection, episodes: Sequence[Episode]) -> int
     return len(episodes)
 
 
-def read_window(conn: psycopg.Connection, window_id: str, *, limit_bytes: int = LIMIT_BYTES) -> WindowRead:
-    """Every row of an hour, of any known shape. A malformed one becomes a reject and stops nothing.
+def read_window(conn: psycopg.Connection, window_id: str, *, limit_bytes: int = LIMIT_BYTES) -> Iterator[WindowPart]:
+    """Every row of an hour, of any known shape, as of one moment, each once and in order of trajectory id.
 
-    Rows that are fine but of no use to training are episodes whose `not_trainable` says why.
+    A part holds up to CHUNK rows, so that an hour of any size can be read. A malformed row becomes a reject and stops
+    nothing. Rows that are fine but of no use to training are episodes whose `not_trainable` says why.
     """
     start = datetime.strptime(window_id, WINDOW_FORMAT)
-    hour = SQL("""(SELECT * FROM trajectories WHERE "windowId" = %(window)s
-        UNION ALL SELECT * FROM trajectories WHERE ("windowId" IS NULL OR "windowId" >= 'A')
-                                               AND "endTime" >= %(start)s AND "endTime" < %(end)s)""")
     parameters = {"window": window_id, "start": start, "end": start + timedelta(hours=1)}
-    rows = sorted(_read(conn, hour, parameters, limit_bytes), key=lambda row: row[0].trajectory_id)
-    return WindowRead(
-        [one for one, _ in rows if isinstance(one, Episode)],
-        [one for one, _ in rows if isinstance(one, Reject)],
-        {one.trajectory_id: version for one, version in rows},
-    )
+    with conn.transaction():
+        conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+        # Sorted without their texts, of which an hour may hold more than a disk has room to sort.
+        ids = [identity for (identity,) in conn.execute(_IDS_OF_HOUR, parameters)]
+        for first in range(0, len(ids), CHUNK):
+            part = WindowPart([], [], {})
+            for one, version in _read(conn, ids[first : first + CHUNK], limit_bytes):
+                part.versions[one.trajectory_id] = version
+                if isinstance(one, Episode):
+                    part.episodes.append(one)
+                else:
+                    part.rejects.append(one)
+            yield part
 
 
 def read_episodes(conn: psycopg.Connection, trajectory_ids: Sequence[str]) -> dict[str, Episode]:
     """The named episodes. Raises MalformedInput if one of them is not there or is not readable."""
-    wanted = SQL('(SELECT * FROM trajectories WHERE "trajectoryId" = ANY(%(ids)s))')
     episodes: dict[str, Episode] = {}
-    for one, _ in _read(conn, wanted, {"ids": list(trajectory_ids)}, LIMIT_BYTES):
-        if isinstance(one, Reject):
-            raise MalformedInput(f"episode {one.trajectory_id} is {one.reason} ({one.detail}); restore its row")
-        episodes[one.trajectory_id] = one
+    with conn.transaction():
+        for first in range(0, len(trajectory_ids), CHUNK):
+            for one, _ in _read(conn, trajectory_ids[first : first + CHUNK], LIMIT_BYTES):
+                if isinstance(one, Reject):
+                    raise MalformedInput(f"episode {one.trajectory_id} is {one.reason} ({one.detail}); restore its row")
+                episodes[one.trajectory_id] = one
     missing = sorted(set(trajectory_ids) - episodes.keys())
     if missing:
         raise MalformedInput(
@@ -168,29 +181,32 @@ def changed_windows(conn: psycopg.Connection, since: datetime | None, limit: int
 
 
 def _read(
-    conn: psycopg.Connection, source: SQL, parameters: dict[str, Any], limit_bytes: int
+    conn: psycopg.Connection, trajectory_ids: Sequence[str], limit_bytes: int
 ) -> Iterator[tuple[Episode | Reject, str]]:
+    """Up to CHUNK rows with their versions, in order of trajectory id."""
     columns = _COLUMNS.format(window=_WINDOW, limit=Literal(limit_bytes))
-    query = SQL("SELECT {columns} FROM {source} AS t").format(columns=columns, source=source)
-    with conn.transaction(), conn.cursor(name="read_episodes", row_factory=dict_row) as cursor:
-        cursor.execute(query, parameters)
-        while rows := cursor.fetchmany(CHUNK):
-            decoded: list[Decoded] = []
-            for row in rows:
-                try:
-                    largest = max(row["bytes"], row["metadataBytes"])
-                    if largest > limit_bytes:
-                        raise Malformed("too_large", f"{largest} bytes of JSON; at most {limit_bytes} are read")
-                    decoded.append(decode(row))
-                except Malformed as error:
-                    yield _reject(row, error), row["version"]
-            logged = _logged(conn, [one.row["trajectoryId"] for one in decoded if one.bare])
-            for one in decoded:
-                try:
-                    episode = to_episode(one, one.row["window"], logged.get(one.row["trajectoryId"], {}))
-                    yield episode, one.row["version"]
-                except Malformed as error:
-                    yield _reject(one.row, error), one.row["version"]
+    query = SQL("""SELECT {} FROM trajectories WHERE "trajectoryId" = ANY(%s) ORDER BY "trajectoryId" COLLATE "C" """)
+    with conn.cursor(row_factory=dict_row) as cursor:
+        rows = cursor.execute(query.format(columns), [list(trajectory_ids)]).fetchall()
+    found: list[Decoded | Reject] = [_decoded(row, limit_bytes) for row in rows]
+    logged = _logged(conn, [one.row["trajectoryId"] for one in found if isinstance(one, Decoded) and one.bare])
+    for row, one in zip(rows, found, strict=True):
+        try:
+            identity = row["trajectoryId"]
+            known = one if isinstance(one, Reject) else to_episode(one, row["window"], logged.get(identity, {}))
+            yield known, row["version"]
+        except Malformed as error:
+            yield _reject(row, error), row["version"]
+
+
+def _decoded(row: dict[str, Any], limit_bytes: int) -> Decoded | Reject:
+    try:
+        largest = max(row["bytes"], row["metadataBytes"])
+        if largest > limit_bytes:
+            raise Malformed("too_large", f"{largest} bytes of JSON; at most {limit_bytes} are read")
+        return decode(row)
+    except Malformed as error:
+        return _reject(row, error)
 
 
 def _reject(row: Any, error: Malformed) -> Reject:

@@ -1,4 +1,4 @@
-"""Typed files of bulk data: the episodes of a window or batch, and tables, as Parquet; small things as JSON.
+"""Typed files of bulk data: episodes as Parquet, and small things as JSON. Those of a window are in `window_files`.
 
 Whatever is written comes whole to its place, which may be in a store (`rl_assets.places`).
 """
@@ -6,7 +6,8 @@ Whatever is written comes whole to its place, which may be in a store (`rl_asset
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import fields
 from typing import Any
 
@@ -67,7 +68,7 @@ def write_episodes_parquet(path: Place, episodes: Sequence[Episode]) -> None:
     """Write episodes in the order given. Raises RlAssetsError if the disk is full or not writable."""
     with whole_file(path) as partial, pq.ParquetWriter(partial, EPISODES, compression="zstd") as writer:
         for start in range(0, len(episodes), ROWS_AT_ONCE):
-            writer.write_table(_table(episodes[start : start + ROWS_AT_ONCE]))
+            writer.write_table(episodes_table(episodes[start : start + ROWS_AT_ONCE]))
 
 
 class GrowingFile:
@@ -79,11 +80,11 @@ class GrowingFile:
     def __init__(self, path: Place) -> None:
         self._path = path
         self.episodes = read_episodes_parquet(path) if path.is_file() else []
-        self._table = _table(self.episodes)
+        self._table = episodes_table(self.episodes)
 
     def add(self, episodes: Sequence[Episode]) -> None:
         """Raises RlAssetsError if the disk is full; the file is then as it was before."""
-        table = pa.concat_tables([self._table, _table(episodes)])
+        table = pa.concat_tables([self._table, episodes_table(episodes)])
         with whole_file(self._path) as partial:
             pq.write_table(table, partial, row_group_size=ROWS_AT_ONCE, compression="zstd")
         self._table = table
@@ -92,25 +93,35 @@ class GrowingFile:
 
 def read_episodes_parquet(path: Place) -> list[Episode]:
     """The episodes of a file, equal in every field to those written. Raises MalformedInput if it is not such a file."""
+    with parquet_file(path, EPISODES) as file, readable(path):
+        return [
+            episode
+            for batch in file.iter_batches(ROWS_AT_ONCE, columns=EPISODES.names)
+            for episode in episodes_of(batch)
+        ]
+
+
+@contextmanager
+def parquet_file(path: Place, schema: pa.Schema) -> Iterator[pq.ParquetFile]:
+    """A file that has at least these columns; read it in `readable`. Raises MalformedInput if it has not."""
+    with ExitStack() as opened:
+        with readable(path):
+            file = opened.enter_context(pq.ParquetFile(opened.enter_context(local_file(path))))
+            there = file.schema_arrow
+            if any(there.get_field_index(field.name) < 0 or there.field(field.name) != field for field in schema):
+                raise MalformedInput(f"{path} does not hold what this version writes there; materialize it again")
+        yield file
+
+
+@contextmanager
+def readable(path: Place) -> Iterator[None]:
+    """Raises MalformedInput in place of the errors of reading a file that is not there or damaged."""
     try:
-        with local_file(path) as here, pq.ParquetFile(here) as file:
-            if not file.schema_arrow.equals(EPISODES):
-                raise MalformedInput(f"{path} does not hold episodes as this version writes them; materialize it again")
-            return [_episode(row) for batch in file.iter_batches(ROWS_AT_ONCE) for row in batch.to_pylist()]
+        yield
     except FileNotFoundError:
         raise MalformedInput(f"{path} is not there; materialize it") from None
     except (pa.ArrowException, OSError) as error:
         raise MalformedInput(f"{path} cannot be read ({_line(error)}); delete it and materialize it again") from error
-
-
-def write_table(path: Place, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows of a kind, with their types found from their values. Raises as `write_episodes_parquet` does."""
-    try:
-        table = pa.Table.from_pylist(list(rows))
-    except (pa.ArrowException, TypeError) as error:
-        raise MalformedInput(f"{path} cannot be written, for its rows are not of one kind ({_line(error)})") from error
-    with whole_file(path) as partial:
-        pq.write_table(table, partial, compression="zstd")
 
 
 def write_json(path: Place, value: object) -> None:
@@ -120,7 +131,8 @@ def write_json(path: Place, value: object) -> None:
         partial.write_text(text + "\n", encoding="utf-8")
 
 
-def _table(episodes: Sequence[Episode]) -> pa.Table:
+def episodes_table(episodes: Sequence[Episode]) -> pa.Table:
+    """One row per episode, with the columns of EPISODES."""
     return pa.Table.from_pylist([_row(episode) for episode in episodes], EPISODES)
 
 
@@ -134,6 +146,11 @@ def _row(episode: Episode) -> dict[str, Any]:
         for step in episode.steps
     ]
     return row
+
+
+def episodes_of(table: pa.Table | pa.RecordBatch) -> list[Episode]:
+    """The episodes of rows with the columns of EPISODES."""
+    return [_episode(row) for row in table.to_pylist()]
 
 
 def _episode(row: dict[str, Any]) -> Episode:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 
 import dagster as dg
@@ -13,7 +12,8 @@ from rl_assets.assets.rankings import judged_rankings
 from rl_assets.errors import ConfigurationError
 from rl_assets.resources import Database, Judge, Lake
 from rl_assets.store.database import connect
-from rl_assets.store.lake import write_episodes_parquet, write_table
+from rl_assets.store.lake import write_episodes_parquet
+from rl_assets.store.window_files import write_groups
 from rl_assets_tests.judging import judge_server as modes
 from rl_assets_tests.judging.judge_server import LoopbackJudge
 from rl_assets_tests.judging.ruler_made import episode, grouped
@@ -29,7 +29,7 @@ def lake(tmp_path: Path) -> Lake:
     directory.mkdir(parents=True)
     write_episodes_parquet(directory / "trajectories.parquet", [e for members in made for e in members])
     groups = [grouped(members, like=members[0].system, planted=members is made[0]) for members in made]
-    write_table(directory / "groups.parquet", [asdict(group) for group in groups])
+    write_groups(directory / "groups.parquet", groups)
     return lake
 
 

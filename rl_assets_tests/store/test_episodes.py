@@ -13,13 +13,49 @@ from hypothesis import HealthCheck, given, settings
 from rl_assets.episodes import Episode, Policy, Step
 from rl_assets.errors import DatabaseError, MalformedInput
 from rl_assets.judging import OutcomeJudge
+from rl_assets.store import episodes as store
 from rl_assets.store.agents import provision_agents
-from rl_assets.store.episodes import changed_windows, new_trajectory_ids, read_episodes, read_window, write_episodes
+from rl_assets.store.database import connect
+from rl_assets.store.episodes import (
+    LIMIT_BYTES,
+    WindowPart,
+    changed_windows,
+    new_trajectory_ids,
+    read_episodes,
+    write_episodes,
+)
 from rl_assets.store.ledger import record_judgements
 from rl_assets_tests.store.made import WINDOW, an_episode, episodes_in_a_window, insert_row
 from rl_assets_tests.store.waiting import Stricter, judged, recorded
 
 HOUR = datetime(2026, 11, 23, 8, tzinfo=UTC)
+
+
+def read_window(conn: psycopg.Connection, window: str, *, limit_bytes: int = LIMIT_BYTES) -> WindowPart:
+    """All parts of a window as one."""
+    whole = WindowPart([], [], {})
+    for part in store.read_window(conn, window, limit_bytes=limit_bytes):
+        whole.episodes.extend(part.episodes)
+        whole.rejects.extend(part.rejects)
+        whole.versions.update(part.versions)
+    return whole
+
+
+def test_an_hour_is_read_in_parts_of_a_bounded_size_in_one_order(
+    conn: psycopg.Connection, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+):
+    everybody = sorted(episode.trajectory_id for episode in recorded(conn, 10))
+    conn.execute("""UPDATE trajectories SET "stepsJson" = '[' WHERE "trajectoryId" = %s""", [everybody[4]])
+    monkeypatch.setattr(store, "CHUNK", 3)
+    parts = []
+    for part in store.read_window(conn, WINDOW):
+        if not parts:  # what comes after the beginning is in the next reading
+            with connect(postgres_url) as other:
+                recorded(other, 1, first_snapshot=90)
+        parts.append(part)
+    assert [list(part.versions) for part in parts] == [everybody[at : at + 3] for at in range(0, 10, 3)]
+    assert [[reject.trajectory_id for reject in part.rejects] for part in parts] == [[], [everybody[4]], [], []]
+    assert len(read_window(conn, WINDOW).versions) == 11
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -1,0 +1,205 @@
+"""The files of one window, of any size: written while it is read, and read back by columns or by a few episodes.
+
+trajectories.parquet   its episodes, in order of trajectory id, each with why GRPO cannot use it, if it cannot
+quarantine.parquet     the rows that are no episodes, with the reason
+versions.parquet       of each row, when it had last changed
+groups.parquet         who is compared with whom
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rl_assets.episodes import Episode, Policy
+from rl_assets.grouping import Alike, Group
+from rl_assets.judging import JudgementSet
+from rl_assets.places import Place, local_file, whole_file
+from rl_assets.store.episodes import WindowPart
+from rl_assets.store.lake import EPISODES, ROWS_AT_ONCE, episodes_of, episodes_table, parquet_file, readable
+
+TRAJECTORIES = EPISODES.append(pa.field("not_trainable", pa.string()))
+VERSIONS = pa.schema({"trajectory_id": pa.string(), "version": pa.string()})
+QUARANTINE = pa.schema({"trajectory_id": pa.string(), "reason": pa.string(), "detail": pa.string()})
+GROUPS = pa.schema(
+    {
+        "group_id": pa.string(),
+        "kind": pa.string(),
+        "key": pa.string(),
+        "window_id": pa.string(),
+        "trajectory_ids": pa.list_(pa.string()),
+        "trainable": pa.bool_(),
+        "reason": pa.string(),
+        "policy": pa.string(),
+        "step": pa.int64(),
+    }
+)
+"""A column per field of `Group`, of the same name."""
+RANKINGS = pa.schema(
+    {
+        "group_id": pa.string(),
+        "trajectory_id": pa.string(),
+        "score": pa.float64(),
+        "rank": pa.int64(),
+        "explanation": pa.string(),
+        "trainable": pa.bool_(),
+        "reason": pa.string(),
+    }
+)
+_COMMON = ("policy", "snapshot_id", "prompt_version", "scenario_id", "not_trainable")
+
+
+@contextmanager
+def written_window(directory: Place) -> Iterator[Callable[[WindowPart], None]]:
+    """What takes the parts of a window, one after the other; its files are whole at the end, or as they were before.
+
+    Raises RlAssetsError if the disk is full or not writable.
+    """
+    # The last to be entered is the first in its place: a crash in between leaves versions that are too old, and such
+    # rows are read again.
+    with (
+        _rows(directory / "versions.parquet", VERSIONS) as versions,
+        _rows(directory / "quarantine.parquet", QUARANTINE) as quarantine,
+        _rows(directory / "trajectories.parquet", TRAJECTORIES) as trajectories,
+    ):
+
+        def add(part: WindowPart) -> None:
+            ids = list(part.versions)
+            reasons = pa.array([episode.not_trainable for episode in part.episodes], pa.string())
+            trajectories(episodes_table(part.episodes).append_column(TRAJECTORIES.field("not_trainable"), reasons))
+            rejects = [{"trajectory_id": r.trajectory_id, "reason": r.reason, "detail": r.detail} for r in part.rejects]
+            quarantine(pa.Table.from_pylist(rejects, QUARANTINE))
+            versions(pa.table([ids, [part.versions[one] for one in ids]], VERSIONS))
+
+        yield add
+
+
+def read_alike(path: Place) -> tuple[list[Alike], pa.Table]:
+    """Which episodes of a window have all in common that grouping asks for, and the expected PnL by trajectory id.
+
+    Reads these columns alone. Raises MalformedInput if the file is not what `written_window` makes.
+    """
+    with parquet_file(path, TRAJECTORIES) as file, readable(path):
+        table = file.read(["trajectory_id", *_COMMON, "expected_pnl"])
+    common = pa.table(
+        {
+            "trajectory_id": table["trajectory_id"],
+            "name": pa.compute.struct_field(table["policy"], "name"),  # pyright: ignore[reportAttributeAccessIssue]
+            "step": pa.compute.struct_field(table["policy"], "step"),  # pyright: ignore[reportAttributeAccessIssue]
+            **{name: table[name] for name in _COMMON[1:]},
+        }
+    )
+    keys = [name for name in common.column_names if name != "trajectory_id"]
+    alike = [
+        Alike(
+            Policy(row["name"], row["step"]),
+            *(row[name] for name in _COMMON[1:]),
+            trajectory_ids=row["trajectory_id_list"],
+        )
+        for row in common.group_by(keys).aggregate([("trajectory_id", "list")]).to_pylist()
+    ]
+    return alike, table.select(["trajectory_id", "expected_pnl"])
+
+
+def write_groups(path: Place, groups: Sequence[Group]) -> None:
+    """Raises RlAssetsError if the disk is full or not writable."""
+    with _rows(path, GROUPS) as add:
+        for start in range(0, len(groups), ROWS_AT_ONCE):
+            some = groups[start : start + ROWS_AT_ONCE]
+            add(pa.table([[getattr(group, name) for group in some] for name in GROUPS.names], GROUPS))
+
+
+def read_groups(path: Place) -> list[Group]:
+    """The groups of a window, as `write_groups` wrote them. Raises MalformedInput if they are not that."""
+    with parquet_file(path, GROUPS) as file, readable(path):
+        rows = (row for batch in file.iter_batches(ROWS_AT_ONCE) for row in batch.to_pylist())
+        return [Group(**{**row, "trajectory_ids": tuple(row["trajectory_ids"])}) for row in rows]
+
+
+def write_rankings(path: Place, judgement: JudgementSet) -> None:
+    """One row per member, best first within its group; without score where its group was not judged.
+
+    Raises RlAssetsError if the disk is full or not writable.
+    """
+    groups = {group.group_id: group for group in judgement.groups}
+    with _rows(path, RANKINGS) as add:
+        for start in range(0, len(judgement.rankings), ROWS_AT_ONCE):
+            rows: list[tuple] = []
+            for ranking in judgement.rankings[start : start + ROWS_AT_ONCE]:
+                judged = [(v.trajectory_id, v.score, v.rank, v.explanation) for v in ranking.verdicts]
+                members = judged or [(one, None, None, None) for one in sorted(groups[ranking.group_id].trajectory_ids)]
+                rows += [(ranking.group_id, *member, ranking.trainable, ranking.reason) for member in members]
+            add(pa.table([list(column) for column in zip(*rows, strict=True)], RANKINGS))
+
+
+def read_versions(path: Place) -> dict[str, str]:
+    """Of each row of a window, by trajectory id, when it had last changed, as `written_window` was told.
+
+    Nothing where an earlier version of this project read the window: any row may then have changed since, and is read
+    again.
+    """
+    if not path.is_file():
+        return {}
+    with readable(path), local_file(path) as file:
+        table = pq.read_table(file)
+    return dict(zip(table["trajectory_id"].to_pylist(), table["version"].to_pylist(), strict=True))
+
+
+class WindowEpisodes:
+    """The episodes of a window on disk, some of which are read at a time."""
+
+    def __init__(self, path: Place, file: pq.ParquetFile) -> None:
+        self._path, self._file = path, file
+        with readable(path):
+            ids = file.read(["trajectory_id"])["trajectory_id"].to_pylist()
+        self._rows = {identity: row for row, identity in enumerate(ids)}
+        sizes = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
+        self._starts = [sum(sizes[:number]) for number in range(len(sizes))]
+
+    def by_place(self, groups: Sequence[Group]) -> list[Group]:
+        """The groups in order of their first members' places: neighbours are then read together."""
+        return sorted(groups, key=lambda group: min(self._rows[member] for member in group.trajectory_ids))
+
+    def of(self, groups: Sequence[Group]) -> dict[str, Episode]:
+        """The members of groups, by trajectory id."""
+        wanted = sorted(self._rows[member] for group in groups for member in group.trajectory_ids)
+        parts: dict[int, list[int]] = defaultdict(list)
+        number = 0
+        for row in wanted:
+            while number + 1 < len(self._starts) and row >= self._starts[number + 1]:
+                number += 1
+            parts[number].append(row - self._starts[number])
+        episodes: dict[str, Episode] = {}
+        with readable(self._path):
+            for number, rows in parts.items():
+                table = self._file.read_row_group(number, EPISODES.names).take(rows)
+                episodes.update((episode.trajectory_id, episode) for episode in episodes_of(table))
+        return episodes
+
+
+@contextmanager
+def window_episodes(path: Place) -> Iterator[WindowEpisodes]:
+    """The episodes of a window, as long as it is entered. Raises MalformedInput if they cannot be read."""
+    with parquet_file(path, EPISODES) as file:
+        yield WindowEpisodes(path, file)
+
+
+@contextmanager
+def _rows(path: Place, schema: pa.Schema) -> Iterator[Callable[[pa.Table], None]]:
+    """What takes rows of a file that becomes whole at the end; they are written ROWS_AT_ONCE or more at a time."""
+    with whole_file(path) as partial, pq.ParquetWriter(partial, schema, compression="zstd") as writer:
+        held: list[pa.Table] = []
+
+        def add(table: pa.Table) -> None:
+            held.append(table)
+            if sum(map(len, held)) >= ROWS_AT_ONCE:
+                writer.write_table(pa.concat_tables(held))
+                held.clear()
+
+        yield add
+        if held:
+            writer.write_table(pa.concat_tables(held))
