@@ -5,10 +5,12 @@ from collections.abc import Mapping
 import dagster as dg
 
 from rl_assets.assets import deployments, evaluations, groups, leaderboard, models, rankings, snapshots, trajectories
+from rl_assets.automation.alerts import ALERT_SENSORS, Alerts
 from rl_assets.automation.executors import executor
 from rl_assets.automation.jobs import JOBS
 from rl_assets.automation.schedules import SCHEDULES
 from rl_assets.automation.sensors import SENSORS
+from rl_assets.logs import install
 from rl_assets.resources import Database, Judge, Lake, Tracking, Trainer
 from rl_assets.settings import prepare_environment
 
@@ -35,6 +37,7 @@ def default_resources() -> dict[str, dg.ConfigurableResource]:
         "judge": Judge(),
         "trainer": Trainer(),
         "tracking": Tracking(),
+        "alerts": Alerts(),
     }
 
 
@@ -43,7 +46,7 @@ def build_defs(*, resource_overrides: Mapping[str, dg.ConfigurableResource] | No
     return dg.Definitions(
         assets=ASSETS,
         jobs=JOBS,
-        sensors=SENSORS,
+        sensors=[*SENSORS, *ALERT_SENSORS],
         schedules=SCHEDULES,
         resources={**default_resources(), **(resource_overrides or {})},
         executor=executor(),
@@ -51,4 +54,5 @@ def build_defs(*, resource_overrides: Mapping[str, dg.ConfigurableResource] | No
 
 
 prepare_environment()
+install()
 defs = build_defs()

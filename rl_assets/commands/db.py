@@ -71,3 +71,15 @@ def migrate() -> None:
     with databases(Settings.from_env()) as urls:
         migrate_database(urls.babylon)
     click.echo("migrated")
+
+
+@db.command()
+@click.argument("name")
+@click.option("--schema", default="public", show_default=True, help="Of Babylon's tables.")
+def role(name: str, schema: str) -> None:
+    """Print SQL that gives role NAME the least that the platform needs. Run it as the owner of the tables, after
+    `rl-assets db migrate`; then set the role's password and use it in DATABASE_URL.
+    """
+    from rl_assets.store.role import role_sql
+
+    click.echo(role_sql(name, schema), nl=False)

@@ -1,0 +1,113 @@
+"""What is worth an alert: a run that failed, and an asset that has gone stale. How it is sent is `rl_assets.alerts`'.
+
+A failing webhook fails the tick, where the UI shows it. The run keeps the tag `rl_assets/alert: undelivered` until the
+alert has gone out, so an alert comes late rather than never.
+"""
+
+import json
+from typing import TYPE_CHECKING
+
+import dagster as dg
+
+from rl_assets.automation.runs import PARTITION, RANGE_END, RANGE_START
+
+if TYPE_CHECKING:
+    from dagster_shared.error import SerializableErrorInfo
+
+    from rl_assets.alerts import Alert, Notifier
+
+ALERT = "rl_assets/alert"
+"""Tag of runs that failed: `undelivered`, or `sent`."""
+MOST_RESENT = 2
+"""Alerts that a tick sends again: each may take a third of its minute."""
+
+
+class Alerts(dg.ConfigurableResource):
+    """How people are told. Replace it by a subclass with another `notifier` to reach them in another way."""
+
+    def notifier(self) -> "Notifier":
+        """By the webhook that RL_ASSETS_ALERT_WEBHOOK names, or in the log. Raises ConfigurationError."""
+        from rl_assets.alerts import notifier
+
+        return notifier()
+
+
+@dg.run_failure_sensor(
+    minimum_interval_seconds=10,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Sends an alert for each run that failed: job, partition, run, the first line of its error, and where "
+    "to look. A tick fails if the alert could not be sent; alert_backlog_sensor sends it later.",
+)
+def run_failure_alert_sensor(context: dg.RunFailureSensorContext, alerts: Alerts) -> None:
+    run = context.dagster_run
+    errors = [event.step_failure_data.error for event in context.get_step_failure_events()]
+    said = next((_cause(error) for error in errors if error), context.failure_event.message or "")
+    context.instance.add_run_tags(run.run_id, {ALERT: "undelivered"})
+    _send(context.instance, alerts, run, said)
+
+
+@dg.sensor(
+    minimum_interval_seconds=60,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Sends alerts that could not be sent before, and one for each asset that its freshness policy has "
+    "found stale since the last look.",
+)
+def alert_backlog_sensor(context: dg.SensorEvaluationContext, alerts: Alerts) -> dg.SensorResult:
+    instance = context.instance
+    left = instance.get_runs(dg.RunsFilter(tags={ALERT: "undelivered"}), limit=MOST_RESENT)
+    for run in left:
+        _send(instance, alerts, run, _recorded_error(instance, run.run_id))
+    known: dict[str, str] = json.loads(context.cursor or "{}")
+    states = _freshness(context)
+    stale = sorted(name for name, state in states.items() if state == "FAIL" and known.get(name) != "FAIL")
+    for name in stale:
+        alerts.notifier().notify(_stale(name))
+    reason = f"{len(left)} alerts sent again; stale since the last look: {', '.join(stale) or 'nothing'}"
+    return dg.SensorResult(skip_reason=reason, cursor=json.dumps(states, sort_keys=True))
+
+
+def _send(instance: dg.DagsterInstance, alerts: Alerts, run: dg.DagsterRun, error: str) -> None:
+    from rl_assets.alerts import Alert, ui_url
+
+    tags = run.tags
+    partition = tags.get(PARTITION) or (f"{tags[RANGE_START]}...{tags[RANGE_END]}" if RANGE_START in tags else None)
+    url = f"{ui_url()}/runs/{run.run_id}"
+    alert = Alert.now("run_failed", run.job_name, error, url, partition=partition, run_id=run.run_id)
+    alerts.notifier().notify(alert)
+    instance.add_run_tags(run.run_id, {ALERT: "sent"})
+
+
+def _stale(name: str) -> "Alert":
+    from rl_assets.alerts import Alert, ui_url
+
+    said = "nothing was materialized within the time that its freshness policy allows"
+    return Alert.now("stale", name, said, f"{ui_url()}/assets/{name}")
+
+
+def _freshness(context: dg.SensorEvaluationContext) -> dict[str, str]:
+    """By name of asset, the state that the freshness daemon has last entered for it."""
+    repository = context.repository_def
+    assert repository is not None  # a sensor of a code location always has one
+    nodes = repository.asset_graph.asset_nodes
+    keys = [node.key for node in nodes if node.freshness_policy is not None]
+    records = context.instance.get_freshness_state_records(keys)
+    return {key.to_user_string(): record.freshness_state.value for key, record in records.items()}
+
+
+def _recorded_error(instance: dg.DagsterInstance, run_id: str) -> str:
+    logs = instance.all_logs(run_id, of_type={dg.DagsterEventType.STEP_FAILURE, dg.DagsterEventType.RUN_FAILURE})
+    events = [entry.dagster_event for entry in logs if entry.dagster_event is not None]
+    errors = [event.step_failure_data.error for event in events if event.is_step_failure]
+    said = next((_cause(error) for error in errors if error), None)
+    return said or next((event.message for event in events if event.message), "")
+
+
+def _cause(error: "SerializableErrorInfo") -> str:
+    """The words of the error that the others were raised from."""
+    while error.cause is not None:
+        error = error.cause
+    kind, _, said = error.message.partition(": ")
+    return said if error.cls_name and kind.endswith(error.cls_name) else error.message
+
+
+ALERT_SENSORS = [run_failure_alert_sensor, alert_backlog_sensor]

@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg.types.json import Jsonb
+
+from rl_assets.store.database import connect
+from rl_assets.store.outcomes import Outcome, due_windows, recorded_outcomes, track_outcomes
+
+HOUR = "2026-11-23T08:00"
+START = datetime(2026, 11, 23, 8)
+
+
+def company(conn: psycopg.Connection, name: str, *prices: tuple[int, float]) -> None:
+    """An organization and its prices, each some minutes after the hour began."""
+    conn.execute(
+        """INSERT INTO "Organization" ("id", "name", "description", "type", "updatedAt")
+           VALUES (%s, %s, '', 'company', now())""",
+        [name, name],
+    )
+    for minutes, price in prices:
+        conn.execute(
+            """INSERT INTO "StockPrice" ("id", "organizationId", "price", "change", "changePercent", "timestamp")
+               VALUES (gen_random_uuid()::text, %s, %s, 0, 0, %s)""",
+            [name, price, START + timedelta(minutes=minutes)],
+        )
+
+
+def market(
+    conn: psycopg.Connection, name: str, minutes: int, resolution: bool | None, *prices: tuple[int, float]
+) -> None:
+    """A prediction market that ends some minutes after the hour began."""
+    conn.execute(
+        """INSERT INTO "Market" ("id", "question", "yesShares", "noShares", "liquidity", "resolved", "resolution",
+             "endDate", "updatedAt") VALUES (%s, %s, 3, 1, 10, %s, %s, %s, %s)""",
+        [name, f"Will {name}?", resolution is not None, resolution, START + timedelta(minutes=minutes), datetime.now()],
+    )
+    for minute, price in prices:
+        conn.execute(
+            """INSERT INTO "PredictionPriceHistory" ("id", "marketId", "yesPrice", "noPrice", "yesShares", "noShares",
+                 "liquidity", "eventType", "source", "createdAt")
+               VALUES (gen_random_uuid()::text, %s, %s, 0, 1, 1, 1, 'trade', 'user', %s)""",
+            [name, price, START + timedelta(minutes=minute)],
+        )
+
+
+def by_name(outcomes: list[Outcome]) -> dict[str, Outcome]:
+    return {str(one.ticker or one.market_id): one for one in outcomes}
+
+
+def test_prices_are_those_at_the_bounds_of_the_hour(conn: psycopg.Connection):
+    company(conn, "Tesla", (-30, 100.0), (10, 90.0), (59, 103.0), (60, 500.0))
+    company(conn, "Late", (20, 10.0), (40, 9.0))
+    company(conn, "Flat", (-1, 5.0), (1, 5.0))
+    company(conn, "Silent", (-90, 7.0), (61, 8.0))
+    found = by_name(track_outcomes(conn, HOUR))
+    assert set(found) == {"Tesla", "Late", "Flat"}
+    tesla = found["Tesla"]
+    assert (tesla.start_price, tesla.end_price, tesla.change_percent, tesla.sentiment) == (100.0, 103.0, 3.0, "BULLISH")
+    assert (found["Late"].start_price, found["Late"].sentiment) == (10.0, "BEARISH")
+    assert found["Flat"].sentiment == "NEUTRAL"
+
+
+def test_a_market_belongs_to_the_hour_in_which_it_ended_with_the_last_price_before(conn: psycopg.Connection):
+    market(conn, "yes", 59, True, (10, 0.4), (58, 0.7), (61, 1.0))
+    market(conn, "no", 0, False)
+    market(conn, "next", 60, True)
+    market(conn, "open", 30, None)
+    found = by_name(track_outcomes(conn, HOUR))
+    assert {name: (one.outcome, one.final_probability) for name, one in found.items()} == {
+        "yes": ("YES", 0.7),
+        "no": ("NO", 0.75),  # by its shares, for no price was recorded
+    }
+
+
+def test_repeating_changes_nothing_and_what_changed_is_brought_up_to_date(conn: psycopg.Connection):
+    company(conn, "Tesla", (-30, 100.0), (59, 103.0))
+    market(conn, "m", 30, True)
+    first = track_outcomes(conn, HOUR)
+    before = conn.execute("SELECT xmin, * FROM market_outcomes ORDER BY 2").fetchall()
+    assert track_outcomes(conn, HOUR) == first
+    assert conn.execute("SELECT xmin, * FROM market_outcomes ORDER BY 2").fetchall() == before
+    conn.execute('UPDATE "Market" SET "resolution" = false')
+    assert by_name(track_outcomes(conn, HOUR))["m"].outcome == "NO"
+    assert conn.execute("SELECT count(*) FROM market_outcomes").fetchone() == (2,)
+
+
+def test_many_writers_at_once_write_each_outcome_once(conn: psycopg.Connection, postgres_url: str):
+    company(conn, "Tesla", (-30, 100.0), (59, 103.0))
+    market(conn, "m", 30, True)
+
+    def write(_: int) -> int:
+        with connect(postgres_url) as own:
+            return len(track_outcomes(own, HOUR))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(write, range(8))) == [2] * 8
+    assert conn.execute("SELECT count(*) FROM market_outcomes").fetchone() == (2,)
+
+
+def test_duplicates_of_babylons_own_tracker_are_read_as_one_and_kept(conn: psycopg.Connection, sample: list[dict]):
+    for row in sample:
+        values: list[Any] = [Jsonb(value) if isinstance(value, (dict, list)) else value for value in row.values()]
+        names = ", ".join(f'"{name}"' for name in row)
+        conn.execute(f"INSERT INTO market_outcomes ({names}) VALUES ({', '.join(['%s'] * len(row))})", values)  # pyright: ignore
+    window = sample[0]["windowId"]
+    assert len(recorded_outcomes(conn, window)) == 2
+    start = datetime.fromisoformat(window)
+    company(conn, "Tesla")
+    for minutes, price in ((-5, 50.0), (5, 40.0)):
+        conn.execute(
+            """INSERT INTO "StockPrice" ("id", "organizationId", "price", "change", "changePercent", "timestamp")
+               VALUES (gen_random_uuid()::text, 'Tesla', %s, 0, 0, %s)""",
+            [price, start + timedelta(minutes=minutes)],
+        )
+    assert by_name(track_outcomes(conn, window))["Tesla"].change_percent == -20.0
+    kept = 'SELECT count(*), count(DISTINCT "changePercent") FROM market_outcomes WHERE "stockTicker" IS NOT NULL'
+    assert conn.execute(kept).fetchone() == (2, 1)
+
+
+@pytest.fixture
+def sample(babylon_data) -> list[dict]:
+    import json
+
+    lines = (babylon_data / "sample_market_outcomes.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def test_what_babylons_columns_cannot_hold_is_bounded_or_left_out(conn: psycopg.Connection):
+    company(conn, "Rocket", (-1, 0.01), (1, 5000.0))
+    company(conn, "A name of more than twenty characters", (-1, 1.0), (1, 2.0))
+    company(conn, "Dear", (-1, 1.0), (1, 1e9))
+    company(conn, "Nothing", (-1, 0.0), (1, 0.0))
+    company(conn, "NotANumber", (1, float("nan")), (2, 3.0))
+    found = by_name(track_outcomes(conn, HOUR))
+    assert {name: one.change_percent for name, one in found.items()} == {"Rocket": 999.99, "NotANumber": 0.0}
+
+
+def test_windows_are_due_for_prices_of_the_last_hour_and_for_markets_resolved_since(conn: psycopg.Connection):
+    now = (START + timedelta(hours=1, minutes=10)).replace(tzinfo=UTC)
+    assert due_windows(conn, now) == []
+    company(conn, "Tesla", (1, 100.0))
+    market(conn, "late", -180, True)
+    market(conn, "too late", -60 * 24 * 8, True)
+    market(conn, "later", 90, True)
+    assert due_windows(conn, now) == ["2026-11-23T05:00", HOUR]
+    track_outcomes(conn, "2026-11-23T05:00")
+    assert due_windows(conn, now) == [HOUR]
