@@ -9,7 +9,11 @@ import pytest
 from rl_assets.definitions import ASSETS, build_defs, defs
 from rl_assets.settings import REPOSITORY
 
-HEAVY = ("torch", "transformers", "art", "litellm", "matplotlib", "wandb", "polars", "pandas", "openai")
+HEAVY = (
+    *("torch", "transformers", "art", "litellm", "matplotlib", "wandb", "polars", "pandas", "openai"),
+    *("numpy", "psycopg", "pyarrow", "alembic", "httpx", "a2a"),
+)
+"""Every process of Dagster loads the definitions, and most of them do nothing that takes these."""
 
 
 def test_the_definitions_load_and_every_job_resolves():

@@ -1,10 +1,14 @@
 """What the instance knows of runs, in the words of the domain, and what follows from it for the next training."""
 
+from typing import TYPE_CHECKING
+
 import dagster as dg
 
 from rl_assets.errors import ConfigurationError
 from rl_assets.resources import Database, Trainer
-from rl_assets.training.trigger import Look, Runs, look
+
+if TYPE_CHECKING:
+    from rl_assets.training.trigger import Look, Runs
 
 PARTITION = "dagster/partition"
 RANGE_START = "dagster/asset_partition_range_start"
@@ -20,8 +24,10 @@ def live_partitions(instance: dg.DagsterInstance, job_name: str) -> set[str]:
     return {run.tags[PARTITION] for run in runs if PARTITION in run.tags}
 
 
-def runs_of_batch(instance: dg.DagsterInstance, batch_id: str) -> Runs:
+def runs_of_batch(instance: dg.DagsterInstance, batch_id: str) -> "Runs":
     """The runs of a batch, whoever launched them."""
+    from rl_assets.training.trigger import Runs
+
     runs = instance.get_runs(dg.RunsFilter(tags={PARTITION: batch_id}), limit=50)
     return Runs(
         live=next((run.run_id for run in runs if run.status not in ENDED), None),
@@ -29,8 +35,10 @@ def runs_of_batch(instance: dg.DagsterInstance, batch_id: str) -> Runs:
     )
 
 
-def next_training(instance: dg.DagsterInstance, database: Database, trainer: Trainer) -> Look:
+def next_training(instance: dg.DagsterInstance, database: Database, trainer: Trainer) -> "Look":
     """The look that the training sensor and the daily schedule share. It may claim a batch, if one can be trained."""
+    from rl_assets.training.trigger import Look, look
+
     try:
         trainer.check()
     except ConfigurationError as error:
