@@ -9,8 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +19,7 @@ import wandb
 from rl_assets.episodes import digest
 from rl_assets.errors import ConfigurationError, MissingCheckpoint, RlAssetsError, ServiceError
 from rl_assets.registry.checkpoints import checkpoint_digest
+from rl_assets.registry.partial import partial_directory
 from rl_assets.training.manifest import Manifest
 from rl_assets.training.result import TrainingResult
 
@@ -73,21 +72,19 @@ def fetch_checkpoint(
     name: `<entity>/<project>/<line>:step<n>`. Raises MissingCheckpoint where they have another; nothing is kept then.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
-        (download or _download)(name, partial)
-        if checkpoint_digest(partial) != expected:
-            raise MissingCheckpoint(
-                f"artifact {name} is not what was registered; it is not used, look for another copy"
-            )
-        partial.chmod(0o755)
-        partial.rename(target)
+        with partial_directory(target) as partial:
+            (download or _download)(name, partial)
+            if checkpoint_digest(partial) != expected:
+                raise MissingCheckpoint(
+                    f"artifact {name} is not what was registered; it is not used, look for another copy"
+                )
+            partial.chmod(0o755)
+            partial.rename(target)
     except OSError as error:
         raise RlAssetsError(
             f"{target} cannot be written ({error.strerror}); make room, or move what is there"
         ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _download(name: str, target: Path) -> None:

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from rl_assets.assets.shown import OWNERS, plainly, table
+from rl_assets.assets.shown import OWNERS, picture, plainly, table
 from rl_assets.automation.partitions import EVERYTHING
 from rl_assets.automation.runs import PARTITION
 from rl_assets.resources import Database, Lake, Trainer
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import psycopg
 
     from rl_assets.registry.models import Model
+    from rl_assets.registry.rollout import Event
     from rl_assets.store.ledger import Batch
 
 
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
     owners=OWNERS,
     description="The model that every agent plays with: the champion pointer and Babylon's row of it. A run of a batch "
     "promotes or rejects the batch's candidate as the gate has decided; a run of its own takes the batch that waits, "
-    "if one does, and checks what is live.",
+    "if one does, and checks what is live. A candidate goes live in the stages of ROLLOUT_STAGES; each run takes it to "
+    "the next one if its episodes allow that.",
     check_specs=[
         dg.AssetCheckSpec(
             "live_checkpoint_is_whole",
@@ -37,8 +39,13 @@ def deployed_model(
     context: dg.AssetExecutionContext, database: Database, lake: Lake, trainer: Trainer
 ) -> dg.MaterializeResult:
     from rl_assets.registry.checkpoints import checkpoint_digest
+    from rl_assets.registry.health import probe
+    from rl_assets.registry.lineage import lineage_of
     from rl_assets.registry.models import champion_step, get_model, list_models
+    from rl_assets.registry.rollout import events_of, last_rollout
+    from rl_assets.registry.stages import advance
     from rl_assets.reports.batch import write_batch_report
+    from rl_assets.reports.lineage import lineage_picture
     from rl_assets.store.ledger import batches, get_batch
 
     with plainly(), database.connect() as conn:
@@ -51,7 +58,9 @@ def deployed_model(
         if before is None:
             raise dg.Failure(f"{line} has no model yet; materialize base_policy", allow_retries=False)
         decided, report = "no batch waits to be decided upon", {}
-        if batch is not None:
+        if batch is None:
+            decided = advance(conn, line, probe) or decided
+        else:
             # Written first: whoever waits for the decision may look at the report as soon as it is there.
             report["report"] = dg.MetadataValue.path(str(write_batch_report(conn, lake.batch(batch.id), batch.id)))
             decided = carry_out(conn, batch, context.run.run_id)
@@ -59,6 +68,9 @@ def deployed_model(
         live = get_model(conn, line, champion_step(conn, line) or 0)
         found = checkpoint_digest(live.checkpoint_path)
         versions = list_models(conn, line)
+        rollout = last_rollout(conn, line)
+        events = events_of(conn, rollout.id) if rollout else []
+        origin = lineage_picture(lineage_of(conn, line, live.step))
     return dg.MaterializeResult(
         metadata={
             "decision": decided,
@@ -68,6 +80,9 @@ def deployed_model(
             "version": live.version,
             "checkpoint": dg.MetadataValue.path(str(live.checkpoint_path)),
             "versions": table([_row(model) for model in versions]),
+            "rollout": f"step {rollout.step} is {rollout.state} at {rollout.percentage} %" if rollout else "none yet",
+            "rollout_decisions": table([_event(event) for event in events]),
+            "lineage": picture(origin),
             **report,
         },
         check_results=[
@@ -81,12 +96,17 @@ def deployed_model(
 
 
 def carry_out(conn: "psycopg.Connection", batch: "Batch", run_id: str) -> str:
-    """Promote or reject an evaluated batch's candidate; registry and ledger change together. Returns what was decided.
+    """Let an evaluated batch's candidate begin to go live, or reject it; registry and ledger change together. Returns
+    what was decided.
 
-    Raises LedgerConflict where the batch is not evaluated, or against a champion that is no longer.
+    Raises LedgerConflict where the batch is not evaluated, or against a champion that is no longer, and where another
+    candidate is on its way.
     """
     from rl_assets.registry.decisions import latest_evaluation
-    from rl_assets.registry.models import promote, reject
+    from rl_assets.registry.health import probe
+    from rl_assets.registry.models import reject
+    from rl_assets.registry.stages import begin
+    from rl_assets.registry.terms import Terms
     from rl_assets.store.ledger import advance_batch
 
     found = latest_evaluation(conn, batch.id)
@@ -99,12 +119,25 @@ def carry_out(conn: "psycopg.Connection", batch: "Batch", run_id: str) -> str:
         )
     with conn.transaction():
         if found.decision.promote:
-            promote(conn, batch.model_line, found.candidate_step)
-            advance_batch(conn, batch.id, "promoted", run_id=run_id)
-        else:
-            reject(conn, batch.model_line, found.candidate_step)
-            advance_batch(conn, batch.id, "rejected", run_id=run_id)
+            begun = begin(conn, batch.model_line, found.candidate_step, Terms.from_env(), probe)
+            advance_batch(conn, batch.id, "promoted" if begun.live else "rejected", run_id=run_id)
+            return begun.reason
+        reject(conn, batch.model_line, found.candidate_step)
+        advance_batch(conn, batch.id, "rejected", run_id=run_id)
     return found.decision.reason
+
+
+def _event(event: "Event") -> dict[str, object]:
+    pnl = event.figures.get("pnl_dollars", {})
+    return {
+        "at": f"{event.at:%Y-%m-%d %H:%M:%S}",
+        "decision": event.decision,
+        "percentage": event.percentage,
+        "pairs": event.figures.get("pairs", 0),
+        "pnl_lower": pnl.get("lower"),
+        "pnl_upper": pnl.get("upper"),
+        "reason": event.reason,
+    }
 
 
 def _row(model: "Model") -> dict[str, object]:

@@ -9,7 +9,6 @@ import json
 import math
 import os
 import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from rl_assets.market.engine import Engine, Orders
 from rl_assets.market.generate import generate
 from rl_assets.market.snapshot import SPLITS, WorldConfig
 from rl_assets.registry.checkpoints import checkpoint_digest
+from rl_assets.registry.partial import partial_directory
 from rl_assets.training.forward import masked_logprobs
 
 SPECIALS = ("<|pad|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>", "<|unknown|>")
@@ -84,15 +84,12 @@ def ensure_base_policy(
     target = base_path(data_dir, model_line)
     if not (target / "warm_start.json").is_file():
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=".0000-", dir=target.parent))
-        try:
+        with partial_directory(target) as partial:
             _build(partial, warm_start or WarmStart(), on_progress)
             partial.chmod(0o755)
             if target.exists():
                 shutil.rmtree(target)
             os.replace(partial, target)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
     record = json.loads((target / "warm_start.json").read_text(encoding="utf-8"))
     return BasePolicy(target, checkpoint_digest(target), record["metrics"], record["curve"])
 

@@ -11,7 +11,6 @@ import json
 import math
 import os
 import shutil
-import tempfile
 from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -32,6 +31,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from rl_assets.agents.grammar import FILE as GRAMMAR
 from rl_assets.agents.grammar import load_grammar
 from rl_assets.errors import MalformedInput, MissingCheckpoint
+from rl_assets.registry.partial import partial_directory
 from rl_assets.training.credit import Marks, Notes, lay_over
 from rl_assets.training.inference import InferenceServer
 from rl_assets.training.learner import Learner
@@ -245,8 +245,7 @@ class CpuService:
         if adapted:
             merge(model)
         target = self.checkpoint(self.steps()[-1] + 1)
-        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-        try:
+        with partial_directory(target) as partial:
             model.save_pretrained(partial)
             tokenizer.save_pretrained(partial)
             for name in (GRAMMAR, LORA):
@@ -265,8 +264,6 @@ class CpuService:
             (partial / "training.json").write_text(json.dumps(record), encoding="utf-8")
             partial.chmod(0o755)
             os.replace(partial, target)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
 
 
 def _schedule(done: int, updates: int, warm_up: int) -> float:

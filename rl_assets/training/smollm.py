@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ from rl_assets.backends import SMOLLM2_INSTALL, smollm2_weights
 from rl_assets.errors import ConfigurationError, MalformedInput
 from rl_assets.market.snapshot import WorldConfig
 from rl_assets.registry.checkpoints import checkpoint_digest
+from rl_assets.registry.partial import partial_directory
 from rl_assets.training.base import BasePolicy, base_path
 from rl_assets.training.cpu import CpuTraining
 from rl_assets.training.lora import Lora, save_lora
@@ -75,14 +74,11 @@ def ensure_smollm2(data_dir: Path, model_line: str, lora: Lora | None = None) ->
                 "embedded base policy (TRAINING_BASE_POLICY=embedded)"
             )
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=".0000-", dir=target.parent))
-        try:
+        with partial_directory(target) as partial:
             _convert(weights, partial)
             save_lora(partial, lora or Lora())
             partial.chmod(0o755)
             os.replace(partial, target)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
     metrics = json.loads((target / RECORD).read_text(encoding="utf-8"))
     return BasePolicy(target, checkpoint_digest(target), metrics, [])
 

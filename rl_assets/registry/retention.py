@@ -1,0 +1,140 @@
+"""Which checkpoints may go, and their deletion: told to the database first, then moved aside, then deleted.
+
+A prune that is killed at any point is finished by the next one: what was told and is not gone yet is taken up again.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg
+
+from rl_assets.errors import RlAssetsError
+from rl_assets.registry.models import list_models, protected_steps
+from rl_assets.registry.partial import abandoned, size_of, sweep
+from rl_assets.registry.rows import Model, lock
+
+KEEP = 5
+"""Newest steps that are kept whatever became of them, unless told otherwise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """A directory that was deleted, or would be. step: None for one that was never finished."""
+
+    step: int | None
+    path: Path
+    bytes: int
+
+
+def needed_steps(conn: psycopg.Connection, model_line: str) -> set[int]:
+    """Steps whose checkpoints must stay: those that `protected_steps` names (the champion, the one before it,
+    candidates, the base of what is being trained, and what all of these stand on), the two models of an open rollout,
+    and every step that the manifest of a batch names as its base, unless the batch was freed."""
+    rows = conn.execute(
+        """SELECT base_step FROM rl_assets.batches WHERE model_line = %(line)s AND state <> 'freed'
+           UNION SELECT step FROM rl_assets.rollouts WHERE model_line = %(line)s AND state IN ('staged', 'watched')
+           UNION SELECT champion_step FROM rl_assets.rollouts WHERE model_line = %(line)s
+             AND state IN ('staged', 'watched')""",
+        {"line": model_line},
+    ).fetchall()
+    return protected_steps(conn, model_line) | {step for (step,) in rows}
+
+
+def pruned_steps(conn: psycopg.Connection, model_line: str) -> set[int]:
+    """Steps whose checkpoints retention gave up."""
+    rows = conn.execute("SELECT step FROM rl_assets.pruned_checkpoints WHERE model_line = %s", [model_line]).fetchall()
+    return {step for (step,) in rows}
+
+
+def prunable(conn: psycopg.Connection, model_line: str, checkpoints: Path, keep: int) -> list[Model]:
+    """Models whose checkpoints may go, the oldest first: not needed, not among the newest `keep`, and still on disk.
+
+    checkpoints: the directory of the line's steps. At least the newest is kept: the number of the next step follows it.
+    """
+    models = list_models(conn, model_line)
+    stay = needed_steps(conn, model_line) | {model.step for model in models[: max(keep, 1)]}
+    here = [m for m in models if isinstance(m.checkpoint_path, Path) and _is_of(m.checkpoint_path, checkpoints)]
+    gone = pruned_steps(conn, model_line)
+    return sorted(
+        (m for m in here if m.step not in stay | gone and Path(m.checkpoint_path).is_dir()),
+        key=lambda model: model.step,
+    )
+
+
+def prune(
+    conn: psycopg.Connection, model_line: str, checkpoints: Path, *, keep: int = KEEP, dry_run: bool = False
+) -> list[Pruned]:
+    """Delete the checkpoints that may go, and directories that a killed process left; returns what went, with its size.
+
+    dry_run: say what would go, and touch nothing. Raises RlAssetsError where the disk refuses; the next prune goes on.
+    """
+    leftovers = [Pruned(None, path, size_of(path)) for path in abandoned(checkpoints)] if checkpoints.is_dir() else []
+    if dry_run:
+        begun = [Pruned(step, path, size) for step, path, size in _unfinished(conn, model_line)]
+        models = prunable(conn, model_line, checkpoints, keep)
+        return [*begun, *(_sized(model) for model in models), *leftovers]
+    with conn.transaction():
+        lock(conn, model_line)
+        for found in map(_sized, prunable(conn, model_line, checkpoints, keep)):
+            conn.execute(
+                "INSERT INTO rl_assets.pruned_checkpoints (model_line, step, path, bytes) VALUES (%s, %s, %s, %s)",
+                [model_line, found.step, str(found.path), found.bytes],
+            )
+    try:
+        went = [
+            Pruned(step, path, size)
+            for step, path, size in _unfinished(conn, model_line)
+            if _finish(conn, model_line, checkpoints, step, path)
+        ]
+        return [*went, *(found for found in leftovers if sweep(found.path))]
+    except OSError as error:
+        raise RlAssetsError(
+            f"{error.filename} cannot be deleted ({error.strerror}); see to its permissions, then prune again"
+        ) from error
+
+
+def forget_pruning(conn: psycopg.Connection, model_line: str, step: int) -> None:
+    """Enter that a checkpoint is back."""
+    conn.execute("DELETE FROM rl_assets.pruned_checkpoints WHERE model_line = %s AND step = %s", [model_line, step])
+
+
+def _finish(conn: psycopg.Connection, model_line: str, checkpoints: Path, step: int, path: Path) -> bool:
+    """Delete what was told; False where the step is needed again and still there."""
+    aside = path.with_name(f".pruned-{path.name}")
+    with conn.transaction():
+        lock(conn, model_line)
+        if path.is_dir():
+            if step in needed_steps(conn, model_line) or not _is_of(path, checkpoints):
+                forget_pruning(conn, model_line, step)
+                return False
+            os.replace(path, aside)
+    if aside.is_dir():
+        shutil.rmtree(aside)
+    conn.execute(
+        "UPDATE rl_assets.pruned_checkpoints SET gone_at = clock_timestamp() WHERE model_line = %s AND step = %s",
+        [model_line, step],
+    )
+    return True
+
+
+def _unfinished(conn: psycopg.Connection, model_line: str) -> list[tuple[int, Path, int]]:
+    rows = conn.execute(
+        """SELECT step, path, bytes FROM rl_assets.pruned_checkpoints
+           WHERE model_line = %s AND gone_at IS NULL ORDER BY step""",
+        [model_line],
+    ).fetchall()
+    return [(step, Path(path), size) for step, path, size in rows]
+
+
+def _is_of(path: Path, checkpoints: Path) -> bool:
+    """Whether a path is that of a step in the directory of steps, and nothing else that a row may name."""
+    return path.name.isdigit() and path.parent.resolve() == checkpoints.resolve()
+
+
+def _sized(model: Model) -> Pruned:
+    path = Path(model.checkpoint_path)
+    return Pruned(model.step, path, size_of(path))
