@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from rl_assets.errors import RlAssetsError
 from rl_assets.registry.models import champion_step
 from rl_assets.store.ledger import Batch, Readiness, batches, readiness
+from rl_assets.training.submission import open_submission
 from rl_assets.training.trigger import ATTEMPTS
 
 if TYPE_CHECKING:
@@ -35,7 +36,10 @@ class Sight:
     def __str__(self) -> str:
         if self.batch is not None:
             attempt = f", attempt {self.batch.attempt}" if self.batch.attempt > 1 else ""
-            return f"{self.batch.id} is {self.batch.state}{attempt}"
+            state = f"{self.batch.id} is {self.batch.state}{attempt}"
+            if self.batch.state != "unknown":
+                return state
+            return f"{state} ({self.batch.error}): W&B is asked at each tick of the training sensor what became of it"
         if self.unjudged:
             return f"{self.unjudged} episodes wait to be judged"
         return f"{self.ready.fresh} fresh episodes wait for training"
@@ -76,11 +80,17 @@ def judged(sight: Sight) -> bool:
 
 
 def ended(sight: Sight) -> bool:
-    """Whether a batch has come to its end: promoted or rejected. Raises RlAssetsError if it cannot come to one."""
+    """Whether a batch has come to its end: promoted or rejected. One that is unknown comes to it when W&B has told what
+    became of it. Raises RlAssetsError for a batch that comes to no end by itself."""
     batch = sight.batch
     if batch is None:
         return False
-    if batch.state == "unknown" or (batch.state == "failed" and batch.attempt >= ATTEMPTS):
+    if batch.state == "unknown" and open_submission(batch.result, batch.attempt) is None:
+        raise RlAssetsError(
+            f"nobody can be asked whether {batch.id} was trained: {batch.error or 'no error was recorded'}; settle it "
+            "with `rl-assets batches settle`"
+        )
+    if batch.state == "failed" and batch.attempt >= ATTEMPTS:
         raise RlAssetsError(
             f"{batch.id} is {batch.state} after {batch.attempt} attempts: {batch.error or 'no error was recorded'}; "
             "read its run with `make ui`"
