@@ -16,6 +16,7 @@ from rl_assets.commands.batches import batches
 from rl_assets.commands.compare import compare
 from rl_assets.commands.db import db
 from rl_assets.commands.harness import demo, harness
+from rl_assets.commands.live import live
 from rl_assets.commands.models import models
 from rl_assets.commands.play import play
 from rl_assets.commands.serve import serve
@@ -36,7 +37,7 @@ def cli() -> None:
     """Continuous reinforcement learning of market agents: play, record, judge, train, gate, deploy."""
 
 
-for command in (demo, harness, train, batches, models, snapshots, ui, db, verify, serve, play, compare):
+for command in (demo, harness, train, batches, models, snapshots, ui, db, verify, serve, play, live, compare):
     cli.add_command(command)
 
 

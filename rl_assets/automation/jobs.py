@@ -1,9 +1,12 @@
-"""Jobs: which assets are materialized together, and two operations that are no assets (forcing, rolling back)."""
+"""Jobs: which assets are materialized together, and what is no asset: forcing, rolling back, ticks of live agents."""
+
+from collections import Counter
 
 import dagster as dg
 from pydantic import Field
 
-from rl_assets.resources import Database, Trainer
+from rl_assets.assets.shown import plainly, table
+from rl_assets.resources import Database, Lake, Trainer
 
 ONE_AT_A_TIME = "rl_assets/one_at_a_time"
 """Tag of runs of which the queue lets one run at a time per value (dagster.yaml)."""
@@ -22,6 +25,13 @@ window_job = dg.define_asset_job(
     selection=["recorded_trajectories", "grpo_groups", "judged_rankings"],
     description="Read an hour of episodes, group them and judge the groups. Repeatable at any time, for any range.",
     tags={MAX_RUNTIME: "7200"},
+)
+
+outcomes_job = dg.define_asset_job(
+    "outcomes",
+    selection=["market_outcomes"],
+    description="Write what the game's markets came to in an hour. Repeatable at any time, for any range.",
+    tags={MAX_RUNTIME: "1800"},
 )
 
 training_job = dg.define_asset_job(
@@ -103,4 +113,62 @@ def rollback_job() -> None:
     roll_back_champion()
 
 
-JOBS = [snapshots_job, window_job, training_job, base_policy_job, leaderboard_job, force_training_job, rollback_job]
+class Ticking(dg.Config):
+    """Which market live agents play, and which tick."""
+
+    market_url: str = Field(default="", description="A2A URL of the live market. Empty: LIVE_MARKET_URL.")
+    tick: str = Field(
+        default="",
+        description="The tick, as 2026-11-25T10:05 in UTC. Empty: this minute. None is played twice.",
+    )
+
+
+@dg.op(description="Take one turn with every active live agent that has points; record it, and what it cost, once.")
+def tick_live_agents(
+    context: dg.OpExecutionContext, config: Ticking, database: Database, lake: Lake, trainer: Trainer
+) -> None:
+    from rl_assets.agents.coordinator import FAILED, PLAYED, market_url, read_moment, run_tick
+
+    with plainly(), database.connect() as conn:
+        reports = run_tick(
+            conn,
+            read_moment(config.tick),
+            market_url=market_url(config.market_url),
+            data_dir=lake.disk,
+            model_line=trainer.line,
+        )
+    outcomes = Counter(report.outcome for report in reports)
+    for report in reports:
+        if report.reason:
+            context.log.warning("%s %s: %s", report.name, report.outcome, report.reason)
+    rows = [
+        {"agent": r.name, "outcome": r.outcome, "points": r.points, "left": r.balance, "reason": r.reason or ""}
+        for r in reports
+    ]
+    context.add_output_metadata({**outcomes, "agents": table(rows)})
+    if outcomes[FAILED] and not outcomes[PLAYED]:
+        reason = next(report.reason for report in reports if report.outcome == FAILED)
+        raise dg.Failure(f"no agent could play this tick; the first says: {reason}", allow_retries=False)
+
+
+@dg.job(
+    name="live_tick",
+    description="One tick of the live agents at an A2A market. Safe to run again: nothing is played or paid for twice.",
+    tags={ONE_AT_A_TIME: "live", MAX_RUNTIME: "900"},
+    executor_def=dg.in_process_executor,
+)
+def live_tick_job() -> None:
+    tick_live_agents()
+
+
+JOBS = [
+    snapshots_job,
+    window_job,
+    outcomes_job,
+    training_job,
+    base_policy_job,
+    leaderboard_job,
+    force_training_job,
+    rollback_job,
+    live_tick_job,
+]

@@ -1,11 +1,15 @@
-"""The daily look: the same decision as the training sensor's, at an hour that a person can rely on."""
+"""What happens by the clock: the daily look, which decides as the training sensor does, what markets came to, and ticks
+of live agents."""
+
+import os
 
 import dagster as dg
 
-from rl_assets.automation.jobs import training_job
+from rl_assets.automation.jobs import live_tick_job, outcomes_job, training_job
 from rl_assets.automation.partitions import BATCHES
 from rl_assets.automation.runs import next_training
 from rl_assets.resources import Database, Trainer
+from rl_assets.turns import MARKET_URL
 
 
 @dg.schedule(
@@ -26,4 +30,50 @@ def daily_training_schedule(
     return dg.RunRequest(run_key=found.run_key, partition_key=found.batch.id)
 
 
-SCHEDULES = [daily_training_schedule]
+@dg.schedule(
+    job=live_tick_job,
+    cron_schedule="*/5 * * * *",
+    execution_timezone="UTC",
+    default_status=dg.DefaultScheduleStatus.RUNNING
+    if os.environ.get(MARKET_URL, "").strip()
+    else dg.DefaultScheduleStatus.STOPPED,
+    description="Every five minutes: each registered live agent with enough points takes one turn at the market in "
+    f"{MARKET_URL}. It is on where that is set, and off elsewhere.",
+)
+def live_tick_schedule(context: dg.ScheduleEvaluationContext, database: Database) -> dg.RunRequest | dg.SkipReason:
+    from rl_assets.agents.coordinator import tick_of, why_nothing_to_do
+    from rl_assets.store.live import live_agents
+
+    if not os.environ.get(MARKET_URL, "").strip():
+        return dg.SkipReason(f"no live market is named; set {MARKET_URL} to the URL of one that `rl-assets serve` runs")
+    with database.connect() as conn:
+        reason = why_nothing_to_do(live_agents(conn))
+    if reason is not None:
+        return dg.SkipReason(reason)
+    tick = tick_of(context.scheduled_execution_time).strftime("%Y-%m-%dT%H:%M")
+    config = {"ops": {"tick_live_agents": {"config": {"tick": tick}}}}
+    return dg.RunRequest(run_key=f"live:{tick}", run_config=config)
+
+
+@dg.schedule(
+    job=outcomes_job,
+    cron_schedule="10 * * * *",
+    execution_timezone="UTC",
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+    description="Ten minutes past each hour: what the markets of the hour before came to, and of earlier hours whose "
+    "markets have been resolved since.",
+)
+def market_outcomes_schedule(
+    context: dg.ScheduleEvaluationContext, database: Database
+) -> list[dg.RunRequest] | dg.SkipReason:
+    from rl_assets.store.outcomes import due_windows
+
+    now = context.scheduled_execution_time
+    with database.connect() as conn:
+        due = due_windows(conn, now)
+    if not due:
+        return dg.SkipReason("no price was seen in the hour before, and no market of the last days was resolved since")
+    return [dg.RunRequest(run_key=f"{window}:{now:%Y-%m-%dT%H}", partition_key=window) for window in due]
+
+
+SCHEDULES = [daily_training_schedule, market_outcomes_schedule, live_tick_schedule]

@@ -67,7 +67,7 @@ def _trajectory_row(episode: Episode, row_id: str, now: datetime) -> tuple[Any, 
         1,
         f"{episode.scenario_id or 'episode'}-{_milliseconds(episode.ended_at)}"[:EPISODE_LENGTH],
         episode.scenario_id,
-        _json([_step(episode, number, step) for number, step in enumerate(episode.steps)]),
+        _json([step_json(episode, number, step) for number, step in enumerate(episode.steps)]),
         _json({"environmentReward": total}),
         _json({**summary, "errorCount": errors}),
         _json(_metadata(episode)),
@@ -130,10 +130,13 @@ def naive(moment: datetime) -> datetime:
 
 def plain_text(text: str) -> str:
     """Text that a Postgres column can hold: what is no character of Unicode, and the null character, become U+FFFD."""
+    if text.isascii() and "\x00" not in text:
+        return text
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").replace("\x00", "\ufffd")
 
 
-def _step(episode: Episode, number: int, step: Step) -> dict[str, Any]:
+def step_json(episode: Episode, number: int, step: Step) -> dict[str, Any]:
+    """A step as an element of `stepsJson`."""
     sampling = episode.sampling
     before = step.equity - step.reward
     start = episode.steps[0].equity - episode.steps[0].reward
@@ -188,7 +191,6 @@ def _metadata(episode: Episode) -> dict[str, Any]:
         "system": None if episode.steps else episode.system,
         "snapshotId": episode.snapshot_id,
         "sibling": episode.sibling,
-        "contentHash": episode.content_hash,
         "realisedPnl": episode.realised_pnl,
         "expectedPnl": episode.expected_pnl,
         "maxDrawdown": episode.max_drawdown,
@@ -198,8 +200,7 @@ def _metadata(episode: Episode) -> dict[str, Any]:
     }
 
 
-def _json(value: object) -> str:
-    return json.dumps(value, separators=(",", ":"), allow_nan=False)
+_json = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 
 def _milliseconds(moment: datetime) -> int:
