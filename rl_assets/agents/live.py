@@ -34,18 +34,32 @@ MOST_TOKENS = 512
 
 def agent_of(checkpoint: Path | Remote, policy: Policy) -> Agent:
     """The agent that a checkpoint plays as. Raises MissingCheckpoint, and ConfigurationError without a key for W&B."""
-    if not isinstance(checkpoint, Remote):
-        if (checkpoint / ADAPTER).is_file():
-            from rl_assets.training.local import ServedAgent
+    remote = remote_of(checkpoint, policy)
+    if remote is not None:
+        return SeatedAgent(remote, policy)
+    assert not isinstance(checkpoint, Remote)
+    from rl_assets.agents.neural import NeuralAgent
 
-            return SeatedAgent(ServedAgent(checkpoint, policy, LocalSettings.from_env()), policy)
-        from rl_assets.agents.neural import NeuralAgent
-
-        return NeuralAgent(checkpoint, policy)
-    return SeatedAgent(served(checkpoint, policy), policy)
+    return NeuralAgent(checkpoint, policy)
 
 
-def served(checkpoint: Remote, policy: Policy) -> EndpointAgent:
+def remote_of(checkpoint: Path | Remote, policy: Policy, temperature: float = 1.0) -> RemoteAgent | None:
+    """The agent to ask where a checkpoint is served, at W&B or by vLLM; None for one that plays in this process.
+
+    Raises ConfigurationError without a key for W&B.
+    """
+    if isinstance(checkpoint, Remote):
+        endpoint = served(checkpoint, policy, temperature)
+        endpoint.policy = policy
+        return endpoint
+    if not (checkpoint / ADAPTER).is_file():
+        return None
+    from rl_assets.training.local import ServedAgent
+
+    return ServedAgent(checkpoint, policy, LocalSettings.from_env(), temperature)
+
+
+def served(checkpoint: Remote, policy: Policy, temperature: float = 1.0) -> EndpointAgent:
     """A checkpoint at W&B behind its endpoint. Raises ConfigurationError without a key for it."""
     from rl_assets.agents.endpoint import EndpointAgent
 
@@ -56,6 +70,7 @@ def served(checkpoint: Remote, policy: Policy) -> EndpointAgent:
         settings.base_url,
         checkpoint,
         api_key=settings.api_key,
+        temperature=temperature,
         max_tokens=MOST_TOKENS,
         concurrency=CONCURRENCY,
         timeout=float(settings.request_seconds),

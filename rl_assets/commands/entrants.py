@@ -14,6 +14,7 @@ from rl_assets.errors import ConfigurationError
 if TYPE_CHECKING:
     from rl_assets.agents.benchmark import Entrant
     from rl_assets.episodes import Policy
+    from rl_assets.registry.checkpoints import Remote
     from rl_assets.registry.models import LiveModel
     from rl_assets.settings import Settings
 
@@ -57,10 +58,6 @@ def _entrant(name: str, siblings: int, asking: Asking, models: Mapping[str, Live
         return _endpoint(name, siblings, asking)
     if name in models:
         found = models[name]
-        if not isinstance(found.checkpoint_path, Path):
-            raise ConfigurationError(
-                f"{name} is kept at W&B and cannot be loaded here; name the API that serves it, openai:NAME@URL"
-            )
         return _checkpoint(found.checkpoint_path, Policy(found.model_line, found.step), found.digest, siblings, asking)
     if Path(name).is_dir():
         from rl_assets.registry.checkpoints import checkpoint_digest
@@ -72,11 +69,17 @@ def _entrant(name: str, siblings: int, asking: Asking, models: Mapping[str, Live
     )
 
 
-def _checkpoint(path: Path, policy: Policy, digest: str, siblings: int, asking: Asking) -> Entrant:
+def _checkpoint(path: Path | Remote, policy: Policy, digest: str, siblings: int, asking: Asking) -> Entrant:
+    """A checkpoint, wherever it is played: here, by vLLM, or at W&B behind its endpoint."""
     from rl_assets.agents.benchmark import Entrant
-    from rl_assets.agents.neural import NeuralAgent
+    from rl_assets.agents.live import remote_of
 
-    agent = NeuralAgent(path, policy, temperature=asking.temperature)
+    agent = remote_of(path, policy, asking.temperature)
+    if agent is None:
+        from rl_assets.agents.neural import NeuralAgent
+
+        assert isinstance(path, Path)
+        agent = NeuralAgent(path, policy, temperature=asking.temperature)
     return Entrant(agent, {"kind": "checkpoint", "digest": digest, "temperature": asking.temperature}, siblings)
 
 

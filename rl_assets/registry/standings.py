@@ -10,14 +10,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rl_assets.agents.benchmark import EPISODES, Entrant, Progress, play_missing
+from rl_assets.agents.live import remote_of
 from rl_assets.agents.prompt import PROMPT_VERSION
 from rl_assets.agents.reference import REFERENCE_AGENTS
-from rl_assets.agents.runner import Assignment, ReferenceAgent, Table, World, play_seats
+from rl_assets.agents.remote import RemoteAgent
+from rl_assets.agents.runner import Agent, Assignment, ReferenceAgent, Table, World, play_seats
 from rl_assets.episodes import Episode, Policy, Sampling
-from rl_assets.errors import MalformedInput, MissingCheckpoint
+from rl_assets.errors import ConfigurationError, MalformedInput, MissingCheckpoint, ServiceError
 from rl_assets.market.engine import Engine
 from rl_assets.market.leaderboard import Leaderboard, leaderboard
 from rl_assets.market.snapshot import Truth
+from rl_assets.places import Place
 from rl_assets.registry.evaluate import gate_worlds
 from rl_assets.registry.models import list_models, playable
 from rl_assets.store.lake import GrowingFile, read_episodes_parquet
@@ -56,9 +59,9 @@ class Standings:
 def play_line(
     conn: psycopg.Connection,
     model_line: str,
-    snapshots: Path,
-    directory: Path,
-    records: Callable[[str], Path],
+    snapshots: Place,
+    directory: Place,
+    records: Callable[[str], Place],
     *,
     most_snapshots: int,
     siblings: int,
@@ -75,7 +78,7 @@ def play_line(
     worlds = gate_worlds(conn, snapshots, most_snapshots)
     models, left_out = _whole(conn, model_line)
     entrants = [
-        *(Entrant(_Checkpoint(model), {"digest": model.digest}, siblings) for model in models.values()),
+        *(Entrant(_player(model), {"digest": model.digest}, siblings) for model in models.values()),
         *(Entrant(ReferenceAgent(name), {}) for name in REFERENCE_AGENTS),
     ]
     kept = GrowingFile(directory / EPISODES)
@@ -97,18 +100,26 @@ def play_line(
     return Standings(leaderboard(results.episodes), results.episodes, worlds, models, left_out, reused)
 
 
+def _player(model: Model) -> Agent | RemoteAgent:
+    """A version as it plays: asked where it is served, or loaded in this process."""
+    return remote_of(model.checkpoint_path, Policy(model.model_line, model.step)) or _Checkpoint(model)
+
+
 class _Checkpoint:
     """A version that is loaded when it has to play, and let go afterwards: a line may have more than fit in memory."""
 
     def __init__(self, model: Model) -> None:
+        from rl_assets.agents.neural import most_at_once
+
+        assert isinstance(model.checkpoint_path, Path)
         self.policy = Policy(model.model_line, model.step)
         self.sampling: Sampling | None = None
         self._path = model.checkpoint_path
+        self.most_at_once = most_at_once(self._path)
 
     def sit(self, engine: Engine, rows: np.ndarray, truths: list[Truth], seeds: list[tuple[int, ...]]) -> Table:
         from rl_assets.agents.neural import NeuralAgent
 
-        assert isinstance(self._path, Path)
         agent = NeuralAgent(self._path, self.policy)
         self.sampling = agent.sampling
         return agent.sit(engine, rows, truths, seeds)
@@ -120,11 +131,9 @@ def _whole(conn: psycopg.Connection, model_line: str) -> tuple[dict[str, Model],
     for model in sorted(list_models(conn, model_line), key=lambda model: model.state != "champion"):
         name = str(Policy(model.model_line, model.step))
         try:
-            if not isinstance(model.checkpoint_path, Path):
-                left_out[name] = "it is kept at W&B; compare it with `rl-assets compare openai:NAME@URL`"
-                continue
             playable(model)
-        except MissingCheckpoint as error:
+            remote_of(model.checkpoint_path, Policy(model.model_line, model.step))
+        except (MissingCheckpoint, ConfigurationError, ServiceError) as error:
             left_out[name] = str(error)
         else:
             models[name] = model

@@ -186,10 +186,10 @@ def train_adapter(
 class ServedAgent:
     """An adapter as a player: vLLM serves it for as long as a connection is open, and then leaves the GPU to others."""
 
-    def __init__(self, checkpoint: Path, policy: Policy, settings: LocalSettings) -> None:
+    def __init__(self, checkpoint: Path, policy: Policy, settings: LocalSettings, temperature: float = 1.0) -> None:
         self.policy, self.concurrency = policy, CONCURRENCY
-        self.sampling: Sampling | None = Sampling(temperature=1.0, max_tokens=ANSWER_TOKENS)
-        self._checkpoint, self._settings = checkpoint, settings
+        self.sampling: Sampling | None = Sampling(temperature=temperature, max_tokens=ANSWER_TOKENS)
+        self._checkpoint, self._settings, self._temperature = checkpoint, settings, temperature
 
     @asynccontextmanager
     async def connected(self) -> AsyncIterator[Begin]:
@@ -205,6 +205,7 @@ class ServedAgent:
                     str(model.inference_base_url),
                     f"{line}@{int(self._checkpoint.name)}",
                     api_key=model.inference_api_key,
+                    temperature=self._temperature,
                     max_tokens=ANSWER_TOKENS,
                     concurrency=CONCURRENCY,
                     timeout=float(self._settings.request_seconds),

@@ -18,11 +18,13 @@ import numpy as np
 from rl_assets.backends import CPU, LOCAL
 from rl_assets.episodes import Episode
 from rl_assets.errors import MalformedInput, MissingCheckpoint
+from rl_assets.registry.archive import bring_line, keep
 from rl_assets.registry.checkpoints import ADAPTER, checkpoint_digest
 from rl_assets.training.codec import staleness, to_groups
 from rl_assets.training.cpu import CpuBackend, CpuTraining
 from rl_assets.training.credit import Notes, take_notes
 from rl_assets.training.manifest import Manifest
+from rl_assets.training.quiet import printed_to
 from rl_assets.training.result import TrainingResult
 from rl_assets.training.untracked import untracked_model
 
@@ -71,6 +73,7 @@ class GRPOTrainingService:
                 "give it to the service of its line"
             )
         manifest.check()
+        bring_line(self.checkpoint(0).parent)
         saved = self._saved(manifest.batch_id)
         if saved is not None:
             _log.info("batch %s is trained already: step %d", manifest.batch_id, saved)
@@ -89,10 +92,11 @@ class GRPOTrainingService:
         members = [episodes[i] for i in manifest.trajectory_ids]
         longest = max(e.steps[-1].prompt_tokens + len(e.steps[-1].token_ids) for e in members)
         began = time.perf_counter()
-        if self.backend_name == LOCAL:
-            self._train_on_gpu(manifest, groups, base, longest)
-        else:
-            asyncio.run(self._train(manifest, groups, notes, longest))
+        with printed_to(_log):
+            if self.backend_name == LOCAL:
+                self._train_on_gpu(manifest, groups, base, longest)
+            else:
+                asyncio.run(self._train(manifest, groups, notes, longest))
         step = self._saved(manifest.batch_id)
         assert step is not None
         stale = [staleness(manifest, episode) for episode in members]
@@ -162,6 +166,7 @@ class GRPOTrainingService:
     ) -> TrainingResult:
         path = self.checkpoint(step)
         record = self._record(path / "training.json")
+        keep(path)
         return TrainingResult(
             batch_id=manifest.batch_id,
             model_line=self.model_line,

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import dagster as dg
 import psycopg
 import pytest
+from click.testing import CliRunner
 
 from rl_assets import harness
 from rl_assets.agents.reference import REFERENCE_AGENTS
 from rl_assets.assets import leaderboard
+from rl_assets.commands.compare import compare
 from rl_assets.definitions import build_defs
 from rl_assets.registry.evaluate import evaluate
+from rl_assets.registry.models import register_base
+from rl_assets.registry.standings import Standings, play_line
 from rl_assets.resources import Database, Lake
-from rl_assets.settings import Settings
+from rl_assets.settings import ServerlessSettings, Settings
 from rl_assets.store.lake import read_episodes_parquet
 from rl_assets.store.ledger import Batch
+from rl_assets.training.remote_models import ensure_remote_base
 from rl_assets_tests.registry.made import GATE, LINE, a_candidate
 from rl_assets_tests.reports.pages import Page
+from rl_assets_tests.training.wandb_server import BASE, KEY, loopback_wandb
 
 SEED, SIBLINGS = 3, 2
 
@@ -112,3 +119,55 @@ def test_nobody_is_ranked_on_a_snapshot_that_fails_its_audit(
     forged.write_text(json.dumps(truth))
     assert f"gate snapshot {forged.stem} fails its audit" in failure(postgres_url, tmp_path)
     assert not (tmp_path / "leaderboard").exists()
+
+
+def test_versions_at_wandb_are_ranked_and_compared_like_others(
+    conn: psycopg.Connection, postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    settings = replace(Settings(tmp_path), model_line=LINE)
+    harness.provide(conn, settings, "gate", GATE)
+    environment = {
+        "WANDB_API_KEY": KEY,
+        "SERVERLESS_BASE_MODEL": BASE,
+        "TRAINING_MODEL_LINE": LINE,
+        "RL_ASSETS_DATA": str(tmp_path),
+        "DATABASE_URL": postgres_url,
+        "DAGSTER_PG_URL": postgres_url,
+    }
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with loopback_wandb() as wandb:
+        monkeypatch.setenv("SERVERLESS_BASE_URL", wandb.url)
+        base = ensure_remote_base(ServerlessSettings.from_env(), LINE)
+        register_base(conn, LINE, base.path, base.digest, metrics={})
+
+        def ranked() -> Standings:
+            return play_line(
+                conn,
+                LINE,
+                tmp_path / "snapshots",
+                tmp_path / "leaderboard",
+                lambda batch_id: tmp_path / batch_id,
+                most_snapshots=64,
+                siblings=SIBLINGS,
+                seed=SEED,
+                on_progress=lambda *_: None,
+            )
+
+        found = ranked()
+        assert found.left_out == {}
+        assert {s.policy for s in found.board.standings} == {f"{LINE}@0", *REFERENCE_AGENTS}
+        assert len(found.episodes[f"{LINE}@0"]) == len(GATE) * SIBLINGS
+        asked = len(wandb.asked)
+        assert ranked().reused == sum(map(len, found.episodes.values()))
+        assert len(wandb.asked) == asked
+
+        snapshot, _ = found.worlds[0]
+        arguments = ["hold", "model@0", "--snapshot", snapshot.id, "--out", str(tmp_path / "compared")]
+        told = CliRunner().invoke(compare, arguments, standalone_mode=False)
+        assert (told.exception, told.return_value) == (None, 0)
+        assert f"{LINE}@0" in told.output
+        assert {body["model"] for body in wandb.asked} == {base.path}
+
+        monkeypatch.delenv("WANDB_API_KEY")
+        assert "WANDB_API_KEY is not set" in ranked().left_out[f"{LINE}@0"]

@@ -45,9 +45,14 @@ def steps(data: Path) -> list[str]:
     return sorted(path.name for path in GRPOTrainingService(data, LINE).checkpoint(0).parent.iterdir())
 
 
-def test_a_batch_becomes_the_next_step_once_and_its_base_stays_as_it_was(data: Path, batch: list[Episode]) -> None:
+def test_a_batch_becomes_the_next_step_once_and_its_base_stays_as_it_was(
+    data: Path, batch: list[Episode], capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     base = checkpoint_digest(GRPOTrainingService(data, LINE).checkpoint(0))
-    first = train(data, judged(batch), batch)
+    with caplog.at_level("INFO", logger="rl_assets.training.service"):
+        first = train(data, judged(batch), batch)
+    assert "Packed" not in "".join(capfd.readouterr())
+    assert [line for line in caplog.messages if line.startswith("ART: Packed 64 trajectories into ")]
     again = train(data, judged(batch), batch)
     assert steps(data) == ["0000", "0001"]
     assert (
