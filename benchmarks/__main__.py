@@ -1,4 +1,8 @@
-"""`python -m benchmarks [NAME ...]`: run the named benchmarks, or all of them, one after the other."""
+"""`python -m benchmarks [NAME ...]`: run the named benchmarks, or all but the long ones, one after the other.
+
+`learning` (five base policies, five trainings and their evaluations) and `loop` (the whole demo) run only if they are
+named.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,8 @@ import sys
 
 import benchmarks
 
-SHARED = ("timing",)
+SHARED = ("server", "timing")
+LONG = ("learning", "loop")
 
 
 def main(names: list[str]) -> int:
@@ -18,8 +23,9 @@ def main(names: list[str]) -> int:
     if unknown:
         print(f"there is no benchmark {', '.join(unknown)}; choose from {', '.join(known)}", file=sys.stderr)
         return 2
+    chosen = names or [name for name in known if name not in LONG]
     # Each in a process of its own: what one leaves in memory or caches is no part of the next one's figures.
-    codes = [subprocess.call([sys.executable, "-m", f"benchmarks.{name}"]) for name in names or known]
+    codes = [subprocess.call([sys.executable, "-m", f"benchmarks.{name}"]) for name in chosen]
     return 1 if any(codes) else 0
 
 

@@ -7,18 +7,16 @@ from __future__ import annotations
 
 import io
 import sys
-import tempfile
 from datetime import UTC, datetime
-from pathlib import Path
 
 import psycopg
 
+from benchmarks.server import migrated_server
 from benchmarks.timing import measure, side_by_side
 from rl_assets.agents.runner import Assignment, ReferenceAgent, play
 from rl_assets.market.generate import generate
 from rl_assets.store.agents import provision_agents
-from rl_assets.store.database import connect, migrate
-from rl_assets.store.embedded import EmbeddedPostgres
+from rl_assets.store.database import connect
 from rl_assets.store.episodes import new_trajectory_ids, read_episodes, write_episodes
 from rl_assets.store.record import CALL_COLUMNS, TRAJECTORY_COLUMNS, call_rows, trajectory_row
 
@@ -44,41 +42,33 @@ def as_copied(conn: psycopg.Connection, table: str, columns: tuple[str, ...], id
 
 def main(episodes: int = 2000, repeats: int = 5) -> None:
     worlds = [generate("train", seed) for seed in range(episodes // 4)]
-    with tempfile.TemporaryDirectory(prefix="rl-assets-bench-") as directory:
-        Path(directory).chmod(0o755)
-        server = EmbeddedPostgres(Path(directory) / "postgres", elsewhere=Path(directory) / "elsewhere")
-        server.up()
-        try:
-            migrate(server.url())
-            with connect(server.url()) as conn:
-                agent_id = provision_agents(conn, ["bench"])["bench"]
-                agent = ReferenceAgent("random")
-                record = play([Assignment(agent, agent_id, 4)], worlds, seed=0, new_ids=new_trajectory_ids)
-                write_episodes(conn, record)
-                ids = [episode.trajectory_id for episode in record]
-                raw = [
-                    (table, columns, as_copied(conn, table, columns, ids))
-                    for table, columns in (("trajectories", TRAJECTORY_COLUMNS), ("llm_call_logs", CALL_COLUMNS))
-                ]
+    with migrated_server() as url, connect(url) as conn:
+        agent_id = provision_agents(conn, ["bench"])["bench"]
+        agent = ReferenceAgent("random")
+        record = play([Assignment(agent, agent_id, 4)], worlds, seed=0, new_ids=new_trajectory_ids)
+        write_episodes(conn, record)
+        ids = [episode.trajectory_id for episode in record]
+        raw = [
+            (table, columns, as_copied(conn, table, columns, ids))
+            for table, columns in (("trajectories", TRAJECTORY_COLUMNS), ("llm_call_logs", CALL_COLUMNS))
+        ]
 
-                def bare() -> None:
-                    with conn.transaction():
-                        conn.execute('DELETE FROM trajectories WHERE "trajectoryId" = ANY(%s)', [ids])
-                        conn.execute('DELETE FROM llm_call_logs WHERE "trajectoryId" = ANY(%s)', [ids])
-                    with conn.transaction():
-                        for table, columns, text in raw:
-                            copied(conn, table, columns, text)
+        def bare() -> None:
+            with conn.transaction():
+                conn.execute('DELETE FROM trajectories WHERE "trajectoryId" = ANY(%s)', [ids])
+                conn.execute('DELETE FROM llm_call_logs WHERE "trajectoryId" = ANY(%s)', [ids])
+            with conn.transaction():
+                for table, columns, text in raw:
+                    copied(conn, table, columns, text)
 
-                def ours() -> None:
-                    with conn.transaction():
-                        conn.execute('DELETE FROM trajectories WHERE "trajectoryId" = ANY(%s)', [ids])
-                        conn.execute('DELETE FROM llm_call_logs WHERE "trajectoryId" = ANY(%s)', [ids])
-                    write_episodes(conn, record)
+        def ours() -> None:
+            with conn.transaction():
+                conn.execute('DELETE FROM trajectories WHERE "trajectoryId" = ANY(%s)', [ids])
+                conn.execute('DELETE FROM llm_call_logs WHERE "trajectoryId" = ANY(%s)', [ids])
+            write_episodes(conn, record)
 
-                a, b, times = side_by_side(ours, bare, repeats)
-                read = measure(lambda: read_episodes(conn, ids), repeats)
-        finally:
-            server.down()
+        a, b, times = side_by_side(ours, bare, repeats)
+        read = measure(lambda: read_episodes(conn, ids), repeats)
     now = datetime.now(UTC)
     rendering = measure(
         lambda: [

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rl_assets.episodes import Episode, Policy
@@ -88,8 +89,8 @@ def read_alike(path: Place) -> tuple[list[Alike], pa.Table]:
     common = pa.table(
         {
             "trajectory_id": table["trajectory_id"],
-            "name": pa.compute.struct_field(table["policy"], "name"),  # pyright: ignore[reportAttributeAccessIssue]
-            "step": pa.compute.struct_field(table["policy"], "step"),  # pyright: ignore[reportAttributeAccessIssue]
+            "name": pc.struct_field(table["policy"], "name"),
+            "step": pc.struct_field(table["policy"], "step"),
             **{name: table[name] for name in _COMMON[1:]},
         }
     )

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import dagster as dg
 import psycopg
@@ -21,9 +22,9 @@ from rl_assets.episodes import window_of
 from rl_assets.errors import ConfigurationError
 from rl_assets.market.generate import generate
 from rl_assets.resources import Database, Trainer
-from rl_assets.store.ledger import batches
+from rl_assets.store.ledger import advance_batch, batches
 from rl_assets.store.snapshots import register_snapshots
-from rl_assets_tests.store.waiting import LINE, a_champion, waiting
+from rl_assets_tests.store.waiting import LINE, a_champion, recorded, waiting
 
 
 @pytest.fixture
@@ -156,6 +157,54 @@ def test_registered_snapshots_are_requested_as_ranges(
     (request,) = result.run_requests or []
     assert request.tags["dagster/asset_partition_range_start"] == ids[0]
     assert request.tags["dagster/asset_partition_range_end"] == ids[-1]
+
+
+def test_no_query_of_a_tick_reads_a_table_from_end_to_end(
+    conn: psycopg.Connection, postgres_url: str, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+):
+    """Postgres explains each statement of the ticks. Small tables are read whole because that is quicker; told to
+    avoid it, Postgres does so all the same only where no index answers."""
+    a_champion(conn)
+    waiting(conn, 20, siblings=10)
+    recorded(conn, 4, window="2026-11-23T09:00")
+    register_snapshots(conn, [generate("train", 5)[0]])
+    plans: list[str] = []
+    connecting = psycopg.connect
+
+    def listening(*arguments: Any, **named: Any) -> psycopg.Connection:
+        one = connecting(*arguments, **named)
+        one.add_notice_handler(lambda notice: plans.append(notice.message_primary or ""))
+        return one
+
+    for setting in (
+        "session_preload_libraries = 'auto_explain'",
+        "auto_explain.log_min_duration = 0",
+        "auto_explain.log_nested_statements = on",
+        "client_min_messages = log",
+        "enable_seqscan = off",
+    ):
+        conn.execute(f"ALTER DATABASE {conn.info.dbname} SET {setting}")  # pyright: ignore
+    monkeypatch.setattr(psycopg, "connect", listening)
+
+    def explained(sensor: dg.SensorDefinition, cursor: str | None = None) -> dg.SensorResult:
+        plans.clear()
+        result = tick(sensor, instance, postgres_url, cursor)
+        found = [plan for plan in plans if "Query Text" in plan]
+        assert any("Index" in plan for plan in found)
+        assert [plan for plan in found if "Seq Scan" in plan] == []
+        return result
+
+    explained(benchmark_snapshot_sensor)
+    cursor = explained(trajectory_window_sensor).cursor
+    assert cursor is not None
+    explained(trajectory_window_sensor, cursor)
+    assert said(explained(training_sensor)) == "20 of 1000 fresh episodes"
+    monkeypatch.setenv("TRAINING_MIN_TRAJECTORIES", "20")
+    claimed = explained(training_sensor).run_requests or []
+    again = explained(training_sensor).run_requests or []
+    assert [request.run_key for request in claimed] == [request.run_key for request in again] != []
+    advance_batch(conn, batches(conn, model_line=LINE)[0].id, "failed", error="an accident")
+    assert len(explained(training_sensor).run_requests or []) == 1
 
 
 @given(st.lists(st.integers(0, 30), unique=True), st.sets(st.integers(0, 30)))
