@@ -40,6 +40,8 @@ class Finding:
 
 def verify(settings: Settings) -> list[Finding]:
     """Look at every area. The embedded database is started for it if it is down, and stopped again."""
+    from rl_assets.operations import operations
+
     found = _guarded("configuration", lambda: configuration(settings))
     try:
         with databases(settings) as urls, connect(urls.babylon) as conn:
@@ -48,6 +50,7 @@ def verify(settings: Settings) -> list[Finding]:
                 ("data", lambda: data(conn, settings)),
                 ("automation", automation),
                 ("registry", lambda: registry(conn, settings)),
+                ("operations", lambda: operations(conn, settings)),
             ):
                 found += _guarded(area, look)
     except RlAssetsError as error:
@@ -213,6 +216,8 @@ def registry(conn: psycopg.Connection, settings: Settings) -> Iterator[Finding]:
     """The champion, the checkpoints that must be kept, and the batches in flight."""
     from rl_assets.registry.checkpoints import Remote, checkpoint_digest
     from rl_assets.registry.models import champion_step, get_latest_rl_model, list_models
+    from rl_assets.registry.retention import pruned_steps
+    from rl_assets.registry.rollout import open_rollout
     from rl_assets.store.ledger import batches
 
     area, line = "registry", settings.model_line
@@ -222,7 +227,18 @@ def registry(conn: psycopg.Connection, settings: Settings) -> Iterator[Finding]:
     else:
         live = get_latest_rl_model(conn, line)
         yield Finding(area, "champion", "pass", f"{live.model_line} step {live.step}: its checkpoint is whole")
+    rollout = open_rollout(conn, line)
+    if rollout is not None and rollout.state == "staged":
+        yield Finding(
+            area,
+            "rollout",
+            "pass",
+            f"step {rollout.step} is with {rollout.percentage} % of the agents: {rollout.reason}",
+        )
+    pruned = pruned_steps(conn, line)
     for model in list_models(conn, line):
+        if model.step in pruned:
+            continue
         turned_down_there = isinstance(model.checkpoint_path, Remote) and model.state == "rejected"
         if model.step == step or turned_down_there:  # such steps are deleted at W&B before the next training
             continue

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,6 +96,22 @@ def prune(
         raise RlAssetsError(
             f"{error.filename} cannot be deleted ({error.strerror}); see to its permissions, then prune again"
         ) from error
+
+
+def checkpoints_of(data_dir: Path, model_line: str) -> Path:
+    """The directory of a line's steps on this machine."""
+    from rl_assets.training.base import base_path
+
+    return base_path(data_dir, model_line).parent
+
+
+def shown(gone: Sequence[Pruned], *, dry_run: bool) -> str:
+    """What a prune did, in a sentence."""
+    steps = ", ".join(str(one.step) for one in gone if one.step is not None)
+    unfinished = sum(one.step is None for one in gone)
+    size = sum(one.bytes for one in gone) / 2**20
+    what = f"steps {steps or 'none'}" + (f", and {unfinished} that were never finished" if unfinished else "")
+    return f"{'would delete' if dry_run else 'deleted'} {what}: {size:,.1f} MiB"
 
 
 def forget_pruning(conn: psycopg.Connection, model_line: str, step: int) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from rl_assets.errors import LedgerConflict
 from rl_assets.registry.models import champion_step
+from rl_assets.registry.rollout import staged_rollout
 from rl_assets.store.ledger import IN_FLIGHT, Batch, advance_batch, batches, claim_batch, get_batch, readiness
 from rl_assets.training.submission import open_submission
 
@@ -53,6 +54,8 @@ def look(conn: psycopg.Connection, *, model_line: str, minimum: int, runs_of: Ca
     seen = next((batch for batch in (*in_flight, *failed) if in_flight or batch.attempt < ATTEMPTS), None)
     if seen is None:
         return claim(conn, model_line=model_line, minimum=minimum, forced_by=None)
+    if (not in_flight or seen.state == "evaluated") and (held := _held(conn, model_line)) is not None:
+        return Look(held)
     try:
         return _resume(conn, seen, runs_of(seen.id)) if in_flight else _retry(conn, seen)
     except LedgerConflict:
@@ -75,6 +78,8 @@ def claim(conn: psycopg.Connection, *, model_line: str, minimum: int, forced_by:
     counts = f"{ready.fresh} of {minimum} fresh episodes"
     if ready.waiting_groups:
         counts += f"; {ready.waiting_groups} groups wait for a judge"
+    if (held := _held(conn, model_line)) is not None:
+        return Look(f"{held} ({counts})")
     if ready.in_flight_batch is not None:
         return Look(f"{ready.in_flight_batch} is in flight; one batch of {model_line} is trained at a time ({counts})")
     if forced_by is None and ready.fresh < minimum:
@@ -138,6 +143,16 @@ def _resume(conn: psycopg.Connection, batch: Batch, runs: Runs) -> Look:
     if repeats >= ATTEMPTS:
         return Look(f"{batch.id} is {batch.state}, and what follows failed {repeats} times; read the error of its run")
     return Look(f"{batch.id} is {batch.state}; what follows is repeated", batch, f"{_key(batch)}:after-{repeats + 1}")
+
+
+def _held(conn: psycopg.Connection, model_line: str) -> str | None:
+    """Why nothing is trained now: what comes next stands on the champion, and a candidate may be about to become it."""
+    rollout = staged_rollout(conn, model_line)
+    if rollout is None:
+        return None
+    return (
+        f"step {rollout.step} of {model_line} is with {rollout.percentage} % of the agents; training waits for its end"
+    )
 
 
 def _key(batch: Batch) -> str:

@@ -19,12 +19,12 @@ from rl_assets_tests.store.waiting import waiting
 
 
 def trained(conn: psycopg.Connection, root: Path, step: int) -> str:
-    """A model of 40 judged episodes of two hours, made as the ledger makes its batch."""
+    """A model of 40 judged episodes of two hours on top of step 0, made as the ledger makes its batch."""
     for window in ("2026-11-23T08:00", "2026-11-23T09:00"):
         waiting(conn, 20, siblings=10, window=window)
-    batch = claim_batch(conn, model_line=LINE, base_step=step - 1, minimum=40, forced_by=None)
+    batch = claim_batch(conn, model_line=LINE, base_step=0, minimum=40, forced_by=None)
     assert batch is not None
-    register_candidate(conn, a_result(batch.id, a_checkpoint(root / LINE, step), step - 1, step))
+    register_candidate(conn, a_result(batch.id, a_checkpoint(root / LINE, step), 0, step))
     return batch.id
 
 
