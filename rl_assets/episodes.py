@@ -22,10 +22,13 @@ def window_of(moment: datetime) -> str:
     return moment.astimezone(UTC).strftime(WINDOW_FORMAT)
 
 
+canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False).encode
+"""JSON of a value: sorted keys, no spaces, no NaN."""
+
+
 def digest(value: object) -> str:
-    """SHA-256 of the canonical JSON of a value: sorted keys, no spaces, no NaN."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    """SHA-256 of the canonical JSON of a value."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
-from rl_assets.episodes import Episode, digest
+from rl_assets.episodes import Episode, canonical
 from rl_assets.errors import MalformedInput
 from rl_assets.grouping import Group
 from rl_assets.store.record import plain_text
@@ -127,13 +128,7 @@ class JudgementSet:
         of_these = sorted(groups, key=lambda group: group.group_id)
         if [ranking.group_id for ranking in ordered] != [group.group_id for group in of_these]:
             raise MalformedInput(f"the rankings of {window_id} are not one per group; judge the window again")
-        content = {
-            "window": window_id,
-            "judge": judge.name,
-            "judge_version": judge.version,
-            "rankings": [asdict(ranking) for ranking in ordered],
-        }
-        identity = f"judgements-{digest(content)[:24]}"
+        identity = f"judgements-{_digest(window_id, judge, ordered)[:24]}"
         return cls(identity, window_id, judge.name, judge.version, judge.criteria, tuple(ordered), tuple(of_these))
 
     @property
@@ -144,3 +139,16 @@ class JudgementSet:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def _digest(window_id: str, judge: Judge, rankings: Sequence[Ranking]) -> str:
+    """The digest of window, judge, judge_version and rankings, of which one ranking at a time is JSON."""
+    hashed = hashlib.sha256()
+    opening = f'{{"judge":{canonical(judge.name)},"judge_version":{canonical(judge.version)},"rankings":['
+    for ranking in rankings:
+        hashed.update((opening + canonical(asdict(ranking))).encode())
+        opening = ","
+    if not rankings:
+        hashed.update(opening.encode())
+    hashed.update(f'],"window":{canonical(window_id)}}}'.encode())
+    return hashed.hexdigest()

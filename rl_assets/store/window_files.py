@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rl_assets.episodes import Episode, Policy
@@ -51,7 +50,7 @@ RANKINGS = pa.schema(
         "reason": pa.string(),
     }
 )
-_COMMON = ("policy", "snapshot_id", "prompt_version", "scenario_id", "not_trainable")
+_COMMON = ("snapshot_id", "prompt_version", "scenario_id", "not_trainable")
 
 
 @contextmanager
@@ -85,23 +84,15 @@ def read_alike(path: Place) -> tuple[list[Alike], pa.Table]:
     Reads these columns alone. Raises MalformedInput if the file is not what `written_window` makes.
     """
     with parquet_file(path, TRAJECTORIES) as file, readable(path):
-        table = file.read(["trajectory_id", *_COMMON, "expected_pnl"])
-    common = pa.table(
-        {
-            "trajectory_id": table["trajectory_id"],
-            "name": pc.struct_field(table["policy"], "name"),
-            "step": pc.struct_field(table["policy"], "step"),
-            **{name: table[name] for name in _COMMON[1:]},
-        }
-    )
-    keys = [name for name in common.column_names if name != "trajectory_id"]
+        table = file.read(["trajectory_id", "policy", *_COMMON, "expected_pnl"]).flatten()
+    keys = ["policy.name", "policy.step", *_COMMON]
     alike = [
         Alike(
-            Policy(row["name"], row["step"]),
-            *(row[name] for name in _COMMON[1:]),
+            Policy(row["policy.name"], row["policy.step"]),
+            *(row[name] for name in _COMMON),
             trajectory_ids=row["trajectory_id_list"],
         )
-        for row in common.group_by(keys).aggregate([("trajectory_id", "list")]).to_pylist()
+        for row in table.group_by(keys).aggregate([("trajectory_id", "list")]).to_pylist()
     ]
     return alike, table.select(["trajectory_id", "expected_pnl"])
 

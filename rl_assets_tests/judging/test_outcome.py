@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rl_assets.episodes import Episode
+from rl_assets.episodes import Episode, digest
 from rl_assets.errors import MalformedInput
 from rl_assets.grouping import Group
 from rl_assets.judging import JudgementSet, Opinion, OutcomeJudge, Ranking, Verdict, rank_members, unjudged
@@ -176,6 +176,15 @@ def test_a_judgement_set_is_named_by_what_it_holds():
     newer = OutcomeJudge()
     newer.version = "2"
     assert JudgementSet.of(WINDOW, newer, rankings, groups).id != first.id
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_the_name_of_a_judgement_set_is_the_hash_of_its_canonical_json(count: int):
+    groups = [group(2, group_id=name) for name in "gh"[:count]]
+    rankings = [ranked([CLEAN, replace(CLEAN, expected_pnl=50.0)], group_id=one.group_id) for one in groups]
+    body = {"window": WINDOW, "judge": JUDGE.name, "judge_version": JUDGE.version}
+    expected = digest(body | {"rankings": [asdict(ranking) for ranking in rankings]})
+    assert JudgementSet.of(WINDOW, JUDGE, rankings, groups).id == f"judgements-{expected[:24]}"
 
 
 def test_a_judgement_set_has_one_ranking_per_group_and_knows_which_groups_wait():
