@@ -7,7 +7,7 @@ import click
 
 @click.command(name="verify")
 def verify() -> int:
-    """Check configuration, database, data, automation and registry. Exit code 1 if a check fails."""
+    """Check configuration, database, data, automation, registry and operations. Exit code 1 if a check fails."""
     from rl_assets.commands.shown import show_table
     from rl_assets.settings import Settings
     from rl_assets.verify import verify as look

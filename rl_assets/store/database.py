@@ -22,7 +22,7 @@ SCHEMA = "rl_assets"
 CONNECT_SECONDS = 10
 MIGRATION_LOCK = 0x726C_0001
 """Advisory lock that migrations take one after the other."""
-_MIGRATIONS = Path(__file__).parent / "migrations"
+MIGRATIONS = Path(__file__).parent / "migrations"
 _SCHEMES = ("postgresql", "postgres", "postgresql+psycopg", "postgresql+psycopg2")
 _NOT_A_URL = "the database URL is not one of Postgres; write it like postgresql://user:password@host:5432/database"
 _PRISMA = frozenset(
@@ -107,7 +107,7 @@ def _upgrade(url: str) -> None:
     # With the driver named, no release of SQLAlchemy chooses another; the connection is made as everywhere else.
     engine = sqlalchemy.create_engine("postgresql+psycopg://", creator=lambda: _transactional(url), poolclass=NullPool)
     config = Config()
-    config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     try:
         with engine.begin() as connection:
             config.attributes["connection"] = connection

@@ -12,6 +12,7 @@ from psycopg import sql
 
 from rl_assets.errors import ConfigurationError
 from rl_assets.store.database import SCHEMA
+from rl_assets.store.record import TRAJECTORY_COLUMNS
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,62}", re.ASCII)
 """A longer identifier is cut off by Postgres, and might then be somebody else."""
@@ -38,9 +39,12 @@ CREATED_USER = ("id", "username", "displayName", "isAgent", "isTest", "updatedAt
 """What is set of an agent that the harness records under."""
 CHANGED = {
     "User": ("agentPointsBalance", "agentStatus", "agentErrorMessage", "agentLastTickAt", "updatedAt"),
-    "trajectories": (
-        *("aiJudgeReward", "aiJudgeReasoning", "judgedAt"),
-        *("usedInTraining", "trainedInBatch", "updatedAt"),
+    # The judge's and the ledger's columns, and those that grow as a live agent plays on.
+    "trajectories": tuple(
+        sorted(
+            {*TRAJECTORY_COLUMNS, "aiJudgeReward", "aiJudgeReasoning", "judgedAt", "trainedInBatch"}
+            - {"id", "trajectoryId", "createdAt"}
+        )
     ),
     "reward_judgments": (),
     "trained_models": (),

@@ -6,6 +6,7 @@ from datetime import timedelta
 import dagster as dg
 import pytest
 import yaml
+from dagster._core.definitions.freshness import TimeWindowFreshnessPolicy
 from dagster._core.instance.config import PoolGranularity
 from dagster._core.op_concurrency_limits_counter import GlobalOpConcurrencyLimitsCounter
 
@@ -16,6 +17,7 @@ from rl_assets.settings import REPOSITORY, ServerlessSettings
 
 TAKES = {
     "pipeline_window": {DATABASE, JUDGE},
+    "outcomes": {DATABASE},
     "training": {TRAINER},
     "build_base_policy": {TRAINER},
     "snapshots": set(),
@@ -39,7 +41,7 @@ def waits(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
     """Whether the queue holds a run back, as its daemon decides it."""
     storage, config = instance.event_log_storage, instance.get_concurrency_config().pool_config
     running = instance.get_run_records(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED]))
-    for pool in run.run_op_concurrency.all_pools if run.run_op_concurrency else ():
+    for pool in (run.run_op_concurrency.all_pools or ()) if run.run_op_concurrency else ():
         if pool not in storage.get_concurrency_keys():
             storage.initialize_concurrency_limit_to_default(pool)
     counter = GlobalOpConcurrencyLimitsCounter(
@@ -103,12 +105,16 @@ def test_a_training_at_wandb_may_take_its_time_and_be_gated(instance: dg.Dagster
 def test_freshness_is_watched_where_staleness_means_trouble(instance: dg.DagsterInstance):
     assert instance.freshness_enabled
     nodes = defs.get_repository_def().asset_graph.asset_nodes
-    watched = {node.key.to_user_string(): node.freshness_policy for node in nodes if node.freshness_policy}
+    watched = {
+        node.key.to_user_string(): node.freshness_policy
+        for node in nodes
+        if isinstance(node.freshness_policy, TimeWindowFreshnessPolicy)
+    }
     assert set(watched) == {"recorded_trajectories", "judged_rankings", "trained_models"}
     windows = {name: policy.fail_window.to_timedelta() for name, policy in watched.items()}
     assert windows["recorded_trajectories"] < windows["judged_rankings"] < windows["trained_models"]
     settles = timedelta(hours=1, minutes=5)  # of an hour, after its first row
-    assert all(policy.warn_window.to_timedelta() > settles for policy in watched.values())
+    assert all(policy.warn_window and policy.warn_window.to_timedelta() > settles for policy in watched.values())
 
 
 def test_ticks_are_not_kept_for_ever(instance: dg.DagsterInstance):

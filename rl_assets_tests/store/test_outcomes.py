@@ -4,10 +4,14 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import dagster as dg
 import psycopg
 import pytest
 from psycopg.types.json import Jsonb
 
+from rl_assets.assets.outcomes import market_outcomes
+from rl_assets.automation.schedules import market_outcomes_schedule
+from rl_assets.resources import Database
 from rl_assets.store.database import connect
 from rl_assets.store.outcomes import Outcome, due_windows, recorded_outcomes, track_outcomes
 
@@ -150,3 +154,24 @@ def test_windows_are_due_for_prices_of_the_last_hour_and_for_markets_resolved_si
     assert due_windows(conn, now) == ["2026-11-23T05:00", HOUR]
     track_outcomes(conn, "2026-11-23T05:00")
     assert due_windows(conn, now) == [HOUR]
+
+
+def test_the_schedule_asks_for_the_hours_that_are_due_and_the_asset_writes_them(
+    conn: psycopg.Connection, postgres_url: str
+):
+    resources = {"database": Database(url=postgres_url)}
+    now = (START + timedelta(hours=1, minutes=10)).replace(tzinfo=UTC)
+
+    def look() -> Any:
+        with dg.build_schedule_context(scheduled_execution_time=now, resources=resources) as context:
+            return market_outcomes_schedule(context)
+
+    assert isinstance(look(), dg.SkipReason)
+    company(conn, "Tesla", (-30, 100.0), (59, 103.0))
+    market(conn, "m", 30, True)
+    (request,) = look()
+    assert request.partition_key == HOUR
+    result = dg.materialize([market_outcomes], partition_key=HOUR, resources=resources)
+    (event,) = result.asset_materializations_for_node("market_outcomes")
+    assert event.metadata["markets"].value == 2
+    assert {one.sentiment for one in recorded_outcomes(conn, HOUR)} == {"BULLISH", None}

@@ -1,0 +1,71 @@
+"""Old runs go, with their events and logs, once no asset's history stands on them."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+
+import dagster as dg
+from pydantic import Field
+
+from rl_assets.automation.jobs import MAX_RUNTIME
+from rl_assets.automation.runs import ENDED
+
+KEEP_DAYS = 90
+MOST_RUNS = 500
+"""Runs that one execution looks at; the oldest come first, so that the next day goes on."""
+
+
+class Keeping(dg.Config):
+    """How long runs are kept."""
+
+    days: int = Field(default=KEEP_DAYS, ge=1, description="Days for which every run is kept.")
+
+
+def superseded(instance: dg.DagsterInstance, run_id: str) -> bool:
+    """Whether no asset partition's newest materialization is that of a run: deleting it loses no asset's state."""
+    records = instance.get_records_for_run(run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION).records
+    for record in records:
+        key, partition = record.event_log_entry.dagster_event.asset_key, record.partition_key  # pyright: ignore
+        assert key is not None
+        wanted = dg.AssetRecordsFilter(key, asset_partitions=None if partition is None else [partition])
+        newest = instance.fetch_materializations(wanted, limit=1).records
+        if newest and newest[0].run_id == run_id:
+            return False
+    return True
+
+
+def deletable(instance: dg.DagsterInstance, now: datetime, days: int) -> Iterator[str]:
+    """Ids of runs that ended more than `days` ago and on which nothing stands, the oldest first."""
+    old = dg.RunsFilter(statuses=ENDED, updated_before=now - timedelta(days=days))
+    for record in instance.get_run_records(old, limit=MOST_RUNS, ascending=True):
+        if superseded(instance, record.dagster_run.run_id):
+            yield record.dagster_run.run_id
+
+
+@dg.op(description="Delete runs that ended long ago, but none that holds an asset partition's newest materialization.")
+def delete_old_runs(context: dg.OpExecutionContext, config: Keeping) -> None:
+    instance = context.instance
+    gone = list(deletable(instance, datetime.now(UTC), config.days))
+    for run_id in gone:
+        instance.delete_run(run_id)
+    context.log.info("%d runs that ended more than %d days ago are deleted", len(gone), config.days)
+    context.add_output_metadata({"runs_deleted": len(gone)})
+
+
+@dg.job(
+    name="run_retention",
+    description="Delete the records of old runs. Assets, their newest metadata and the ledger stay as they are.",
+    tags={MAX_RUNTIME: "1800"},
+    executor_def=dg.in_process_executor,
+)
+def run_retention_job() -> None:
+    delete_old_runs()
+
+
+run_retention_schedule = dg.ScheduleDefinition(
+    name="run_retention_schedule",
+    job=run_retention_job,
+    cron_schedule="30 3 * * *",
+    execution_timezone="UTC",
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+    description="Every night at 03:30 UTC: delete the records of runs that ended more than 90 days ago.",
+)
