@@ -91,7 +91,7 @@ def benchmark_leaderboard(
 
 
 def _standings(found: "Standings") -> list[dict[str, Any]]:
-    from rl_assets.registry.evaluate import skill
+    from rl_assets.market.metrics import skill
 
     mean = {standing.policy: standing.expected_pnl.mean for standing in found.board.standings}
     return [

@@ -197,6 +197,11 @@ def market_day(snapshot_id: str | None) -> int | str:
     return parse_id(str(snapshot_id))[1] // SNAPSHOTS_PER_DAY
 
 
+def skill(expected_pnl: float, hold: float, oracle: float) -> float | None:
+    """Where between holding (0) and knowing everything (1) a policy stands; None where the two are worth the same."""
+    return None if oracle == hold else (expected_pnl - hold) / (oracle - hold)
+
+
 def by_snapshot(episodes: Sequence[Episode]) -> dict[str, float]:
     """Mean expected PnL in dollars over the siblings on each snapshot. Raises MalformedInput where it is not finite."""
     earned: dict[str, list[float]] = {}

@@ -149,8 +149,3 @@ def play_of(episodes: Sequence[Episode], policy: Policy, snapshots: Sequence[str
         if any(episode is None or episode.expected_pnl is None for episode in row):
             raise MalformedInput(f"{policy} has not played {snapshot} to its end; play the gate again")
     return Play(**{f.name: np.array([[getattr(e, f.name) for e in row] for row in table], float) for f in fields(Play)})
-
-
-def skill(expected_pnl: float, hold: float, oracle: float) -> float | None:
-    """Where between holding (0) and knowing everything (1) a policy stands; None where the two are worth the same."""
-    return None if oracle == hold else (expected_pnl - hold) / (oracle - hold)

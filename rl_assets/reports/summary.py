@@ -10,8 +10,8 @@ import numpy as np
 
 from rl_assets.episodes import Episode, Policy
 from rl_assets.errors import MalformedInput
+from rl_assets.market import metrics
 from rl_assets.market.metrics import Interval, cluster_interval
-from rl_assets.market.snapshot import SNAPSHOTS_PER_DAY, parse_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +38,9 @@ def market_day(episode: Episode) -> str:
     if episode.snapshot_id is None:
         return episode.ended_at.date().isoformat()
     try:
-        return str(parse_id(episode.snapshot_id)[1] // SNAPSHOTS_PER_DAY)
+        return str(metrics.market_day(episode.snapshot_id))
     except MalformedInput:
-        # An imported snapshot stands for itself.
+        # What another recorder calls a snapshot stands for itself.
         return episode.snapshot_id
 
 
@@ -136,6 +136,6 @@ def _skill(mine: Sequence[Episode], everybody: Sequence[Episode]) -> float | Non
     if None in played or any({e.snapshot_id for e in bound} != played for bound in bounds):
         return None
     worth, hold, oracle = (_mean(part, "expected_pnl") for part in (mine, *bounds))
-    if worth is None or hold is None or oracle is None or hold == oracle:
+    if worth is None or hold is None or oracle is None:
         return None
-    return (worth - hold) / (oracle - hold)
+    return metrics.skill(worth, hold, oracle)
