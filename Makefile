@@ -24,7 +24,7 @@ ui: $(INSTALLED)  ## Dagster's web interface and daemon on the demo's data, unti
 	$(BIN)/rl-assets ui $(if $(PORT),--port $(PORT)) $(ARGS)
 
 test: $(INSTALLED)  ## All tests: unit, database, daemon, browser (some of them: .venv/bin/pytest PATH)
-	$(BIN)/pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder $(ARGS)
+	$(BIN)/pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder $(ARGS)
 
 bench: $(INSTALLED)  ## Speed of the parts beside their peers (ARGS="market judging" for some; the long learning and loop if named)
 	$(BIN)/python -m benchmarks $(ARGS)

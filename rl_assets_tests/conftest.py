@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -26,28 +27,39 @@ settings.register_profile("rl-assets", deadline=None, suppress_health_check=[Hea
 settings.load_profile("rl-assets")
 
 _numbers = itertools.count()
-LONGEST = ("looped", "crash", "integration")
-"""Groups of tests that take longest, and therefore begin first where several workers share the tests."""
+
+TOGETHER = {
+    "rl_assets_tests/integration/test_demo.py": "looped",
+    "rl_assets_tests/integration/test_backfill.py": "looped",
+    "rl_assets_tests/browser/": "looped",
+    "rl_assets_tests/crash/": "crash",
+}
+"""By how they begin, the files whose tests share what takes long to make, and by what name."""
 
 
-@pytest.hookimpl(tryfirst=True)
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Have several workers share the tests by file, except that some files stay together and some tests go apart."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFixtures(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _scope(nodeid)
+
+    return ByFixtures(config, log)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep on one worker the tests that share what is expensive to make: a loop that has run, or what a file makes."""
-    if not hasattr(config, "workerinput"):
-        return
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(_group(item)))
-    places = {name: place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: places.get(_group(item).split("-")[0], len(LONGEST)))
+    """Several workers begin with what takes longest."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: (_scope(item.nodeid) not in TOGETHER.values(), "/integration/" not in item.nodeid))
 
 
-def _group(item: pytest.Item) -> str:
-    if "looped" in getattr(item, "fixturenames", ()):
-        return "looped"
-    package = item.path.parent.name
-    if package == "integration":  # each starts processes and a database of its own
-        return f"integration-{item.name}"
-    return package if package == "crash" else str(item.path)
+def _scope(nodeid: str) -> str:
+    for path, name in TOGETHER.items():
+        if nodeid.startswith(path):
+            return name
+    return nodeid if "/integration/" in nodeid else nodeid.split("::")[0]
 
 
 @pytest.fixture

@@ -42,7 +42,7 @@ def start(data: Path, *arguments: str) -> subprocess.Popen[str]:
 def run(data: Path, *arguments: str) -> tuple[int, str]:
     """Run `rl-assets` to its end: its exit code, and what it said."""
     command = start(data, *arguments)
-    said, _ = command.communicate(timeout=800)
+    said, _ = command.communicate(timeout=1500)
     return command.returncode, said
 
 

@@ -28,7 +28,7 @@ from rl_assets_tests.registry.made import a_decision
 _log = logging.getLogger(__name__)
 STRIDE = int(os.environ.get("RL_ASSETS_CRASH_STRIDE", "3"))
 """Every how many-th crash point is tried; 1 tries them all, which takes some minutes."""
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 def check(world: World, conn: psycopg.Connection) -> Batch:

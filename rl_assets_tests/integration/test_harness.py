@@ -1,0 +1,59 @@
+"""`rl-assets harness` as a process: below the threshold, interrupted, and the same again; nothing is left running."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from rl_assets import harness
+from rl_assets.harness import Plan
+from rl_assets.services import databases
+from rl_assets.settings import Settings
+from rl_assets.store.database import connect
+from rl_assets.store.snapshots import list_snapshots
+from rl_assets_tests.processes import SMALL, left_running, query, run, settled, start
+
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(1800)]
+
+
+@pytest.fixture
+def data(reachable: Path, weak_policy: Path) -> Path:
+    return settled(reachable, weak_policy)
+
+
+def test_below_the_threshold_nothing_is_trained_and_the_code_says_so(data: Path):
+    code, said = run(data, *SMALL[:-1], "100000")
+    assert code == 3, said
+    assert "of 100000 fresh episodes: nothing is trained" in said
+    assert left_running(data) == []
+    assert query(data, 'select 1 from trajectories where "usedInTraining"') == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_command_leaves_nothing_running(data: Path, number: signal.Signals):
+    command = start(data, *SMALL)
+    deadline = time.monotonic() + 600
+    assert command.stdout is not None
+    for line in command.stdout:
+        assert time.monotonic() < deadline
+        if "digest of what was played" in line:
+            break
+    command.send_signal(number)
+    command.communicate(timeout=300)
+    assert command.returncode == 130
+    assert left_running(data) == []
+
+
+def test_a_seed_is_played_alike_by_any_process(data: Path):
+    plan = Plan(snapshots=4, siblings=4, gate_snapshots=4, seed=7)
+    code, said = run(data, "harness", "--snapshots", "4", "--siblings", "4", "--gate-snapshots", "4", "--seed", "7")
+    assert code == 0, said
+    settings = Settings(data)
+    with databases(settings) as urls, connect(urls.babylon) as conn:
+        model = harness.live_model(conn, settings, lambda *_: None)
+        here = harness.run(conn, settings, plan, model, lambda *_: None)
+        assert f"digest of what was played: {here.digest}" in said
+        assert [row.split for row in list_snapshots(conn, split="train")] == ["train"] * 4
