@@ -33,7 +33,8 @@ NO_SHELL = {"python", "yaml", "json", "sql"}
 ELSEWHERE = {
     "make demo": "integration/test_demo.py::test_the_sensor_trains_on_what_was_played_and_on_nothing_twice",
     "make ui": "browser/test_ui.py",
-    "rl-assets harness": "integration/test_harness.py::test_below_the_threshold_nothing_is_trained_and_the_code_says_so",
+    "rl-assets harness": "integration/test_harness.py::"
+    "test_below_the_threshold_nothing_is_trained_and_the_code_says_so",
     "rl-assets harness --train": "integration/test_demo.py::"
     "test_the_sensor_trains_on_what_was_played_and_on_nothing_twice",
     "rl-assets serve train-000000-6b106b212a67": "a2a/test_commands.py::test_a_served_snapshot_is_played_and_recorded",
