@@ -12,7 +12,7 @@ INSTALLED := $(VENV)/.installed
 WORKERS := $(shell expr `getconf _NPROCESSORS_ONLN` + 1)
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: help demo ui test bench lint down install
+.PHONY: help demo ui test bench lint audit down install
 
 help:  ## This list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
@@ -33,6 +33,11 @@ lint: $(INSTALLED)  ## Formatting, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
+
+audit: $(INSTALLED)  ## Known vulnerabilities of what is installed, as far as the advisories can be reached
+	@test -x $(VENV)/audit/bin/python || $(PYTHON) -m venv $(VENV)/audit
+	@$(VENV)/audit/bin/python -m pip install -qq "pip-audit==2.10.1" || echo "pip-audit cannot be installed here" >&2
+	$(VENV)/audit/bin/python .ci/audit.py
 
 down: $(INSTALLED)  ## Stop the embedded database, if a killed command left it running
 	$(BIN)/rl-assets db down
