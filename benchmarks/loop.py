@@ -2,9 +2,9 @@
 
 python -m benchmarks.loop [ARGUMENTS OF rl-assets demo]
 
-Overhead is what passes after playing while no step on the way to the decision works (waiting for sensors, for the queue,
-for processes to start and for the next step), and the ending of daemon and database. Steps of other jobs do not count as
-work, since the demo does not wait for them. What the daemon takes from the processors meanwhile is not seen here.
+Overhead is what passes after playing while no step on the way to the decision works (waiting for sensors, for the
+queue, for processes to start and for the next step), and the ending of daemon and database. Steps of other jobs do not
+count as work, since the demo does not wait for them. What the daemon takes from the processors is not seen here.
 """
 
 from __future__ import annotations
