@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from rl_assets.errors import RlAssetsError
-from rl_assets.services import Children, databases, keep_marker
+from rl_assets.services import Children, code_server, databases, keep_marker
 from rl_assets.settings import REPOSITORY, Settings
 from rl_assets.store.embedded import EmbeddedPostgres
 
@@ -83,6 +83,14 @@ def test_a_child_that_died_is_reported_with_what_it_said(modules: Path):
         assert soon(died)
     assert "failure ended with code 3 (the port is taken)" in said[0]
     assert str(modules / "logs" / "failure.log") in said[0]
+
+
+def test_definitions_that_do_not_load_are_reported_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("RL_ASSETS_EXECUTOR", "abacus")
+    with Children(tmp_path / "logs") as children, pytest.raises(RlAssetsError) as refused:
+        code_server(children, tmp_path)
+    assert "code ended with code 1 (" in str(refused.value)
+    assert "RL_ASSETS_EXECUTOR='abacus' is unknown" in children.log("code").read_text()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child of its parent's death")
