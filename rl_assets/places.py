@@ -52,31 +52,32 @@ def whole_file(place: Place) -> Iterator[Path]:
                 os.replace(partial, place)
             else:
                 _put(partial, place)
-    except _refusals(place) as error:
-        remedy = "free disk space, or set RL_ASSETS_DATA to a directory that can be written"
-        if not isinstance(place, Path):
-            remedy = "see that RL_ASSETS_STORE can be written with the credentials that are set"
-        raise RlAssetsError(f"{place} cannot be written ({_line(error)}); {remedy}") from error
+    except OSError as error:
+        raise RlAssetsError(
+            f"{place} cannot be written ({_line(error)}); free disk space, or set RL_ASSETS_DATA to a directory that "
+            "can be written"
+        ) from error
 
 
 @contextmanager
 def local_file(place: Place) -> Iterator[Path]:
     """What is at a place as a file on disk: itself, or a copy that vanishes afterwards. Raises FileNotFoundError, and
     RlAssetsError where the store refuses."""
+    with local_directory(place.parent, place.name) as directory:
+        yield directory / place.name
+
+
+@contextmanager
+def local_directory(place: Place, *names: str) -> Iterator[Path]:
+    """A directory on disk with these files of a place: itself, or copies that vanish afterwards. Raises as `local_file`
+    does."""
     if isinstance(place, Path):
         yield place
         return
     with tempfile.TemporaryDirectory(prefix="rl-assets-") as directory:
-        copy = Path(directory) / place.name
-        try:
-            place.fs.get_file(place.path, str(copy))
-        except FileNotFoundError:
-            raise
-        except _refusals(place) as error:
-            raise RlAssetsError(
-                f"{place} cannot be read ({_line(error)}); see that RL_ASSETS_STORE answers, and the credentials"
-            ) from error
-        yield copy
+        for name in names:
+            _get(place / name, Path(directory) / name)
+        yield Path(directory)
 
 
 def keep_directory(directory: Path, place: Place) -> None:
@@ -102,8 +103,11 @@ def bring_directory(place: Place, directory: Path) -> bool:
             with local_file(place) as copy, tarfile.open(copy) as archive:
                 archive.extractall(partial, filter="data")
             partial.chmod(0o755)
-            if not directory.is_dir():  # another process may have brought it meanwhile
+            try:
                 os.replace(partial, directory)
+            except OSError:
+                if not directory.is_dir():  # else another process has brought it meanwhile
+                    raise
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     except tarfile.TarError as error:
@@ -128,27 +132,33 @@ def _here(place: Place) -> Iterator[Path]:
 
 
 def _put(file: Path, place: UPath) -> None:
-    if place.protocol in OBJECT_STORES:
-        place.fs.put_file(str(file), place.path)
-        return
-    beside = place.with_name(f".{place.name}.{os.getpid()}.partial")
-    place.parent.mkdir(parents=True, exist_ok=True)
-    place.fs.put_file(str(file), beside.path)
-    place.fs.mv(beside.path, place.path)
+    with _asking(place, "written"):
+        if place.protocol in OBJECT_STORES:
+            place.fs.put_file(str(file), place.path)
+            return
+        beside = place.with_name(f".{place.name}.{os.getpid()}.partial")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.fs.put_file(str(file), beside.path)
+        place.fs.mv(beside.path, place.path)
 
 
-def _refusals(place: Place) -> tuple[type[Exception], ...]:
-    """What tells that a disk or a store refused. Drivers raise errors of their own beside those of the system."""
-    if isinstance(place, Path):
-        return (OSError,)
-    from fsspec.exceptions import FSTimeoutError
+def _get(place: UPath, copy: Path) -> None:
+    with _asking(place, "read"):
+        place.fs.get_file(place.path, str(copy))
 
-    found: list[type[Exception]] = [OSError, FSTimeoutError]
-    if place.protocol in ("s3", "s3a"):
-        from botocore.exceptions import BotoCoreError
 
-        found.append(BotoCoreError)
-    return tuple(found)
+@contextmanager
+def _asking(place: UPath, what: str) -> Iterator[None]:
+    """Say in one sentence that a store refused. Each driver has errors of its own, so that every kind is caught."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        raise RlAssetsError(
+            f"{place} cannot be {what} ({_line(error)}); see that RL_ASSETS_STORE answers, and that its driver "
+            "finds credentials"
+        ) from error
 
 
 def _line(error: Exception) -> str:

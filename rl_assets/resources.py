@@ -16,6 +16,7 @@ from pydantic import Field
 
 from rl_assets.backends import BASES, MODEL_LINES, check, line_of
 from rl_assets.errors import ConfigurationError
+from rl_assets.places import Place, local_directory, place_of
 from rl_assets.settings import RulerSettings, Settings
 
 if TYPE_CHECKING:
@@ -51,23 +52,33 @@ class Database(dg.ConfigurableResource):
 
 
 class Lake(dg.ConfigurableResource):
-    """The directory tree of bulk data: snapshots, windows, batches, evaluations and checkpoints."""
+    """The tree of bulk data: snapshots, windows, batches and evaluations."""
 
-    directory: str = Field(default="", description="Root of the data. Empty: RL_ASSETS_DATA, or data/ in the project.")
+    directory: str = Field(
+        default="",
+        description="Root of the data: a directory, or a URL such as s3://bucket/data. Empty: RL_ASSETS_STORE, or else "
+        "RL_ASSETS_DATA, or data/ in the project.",
+    )
 
     @property
-    def root(self) -> Path:
-        return Path(self.directory) if self.directory else Settings.from_env().data_dir
+    def root(self) -> Place:
+        return place_of(self.directory) if self.directory else Settings.from_env().lake
 
     @property
-    def snapshots(self) -> Path:
+    def disk(self) -> Path:
+        """The directory of this machine in which it trains, and keeps the checkpoints that it plays."""
+        given = place_of(self.directory) if self.directory else None
+        return given if isinstance(given, Path) else Settings.from_env().data_dir
+
+    @property
+    def snapshots(self) -> Place:
         return self.root / "snapshots"
 
-    def window(self, window_id: str) -> Path:
+    def window(self, window_id: str) -> Place:
         """The directory of an hour; the colon is left out, since some file systems do not take it."""
         return self.root / "windows" / window_id.replace(":", "")
 
-    def batch(self, batch_id: str) -> Path:
+    def batch(self, batch_id: str) -> Place:
         return self.root / "batches" / batch_id
 
 
@@ -118,7 +129,6 @@ class Judge(dg.ConfigurableResource):
 
     def build(self, conn: "psycopg.Connection") -> "JudgeProtocol":
         """The judge; `ruler` keeps its answers and its budget in the database. Raises ConfigurationError."""
-        from rl_assets.errors import ConfigurationError
         from rl_assets.judging import OutcomeJudge
 
         settings = Settings.from_env()
@@ -215,9 +225,9 @@ class Tracking(dg.ConfigurableResource):
         "`disabled` writes nothing. Empty: WANDB_MODE, or online.",
     )
 
-    def log_training(self, result: "TrainingResult", data_dir: Path) -> str:
-        """Record a training with its lineage, once however often this is called. Returns where, or why it is not
-        tracked: the training stands either way."""
+    def log_training(self, result: "TrainingResult", batch: Place, data_dir: Path) -> str:
+        """Record a training with its lineage, once however often this is called. batch: where the files of its batch
+        are. Returns where it is recorded, or why it is not tracked: the training stands either way."""
         mode = self.mode or os.environ.get("WANDB_MODE", "online")
         if mode == "disabled":
             return "not tracked"
@@ -226,13 +236,14 @@ class Tracking(dg.ConfigurableResource):
 
         settings = Settings.from_env().serverless
         try:
-            return track_training(
-                result,
-                data_dir / "batches" / result.batch_id,
-                data_dir,
-                project=self.project or settings.project,
-                entity=settings.entity,
-                mode=mode,
-            )
+            with local_directory(batch, "manifest.json", "episodes.parquet") as files:
+                return track_training(
+                    result,
+                    files,
+                    data_dir,
+                    project=self.project or settings.project,
+                    entity=settings.entity,
+                    mode=mode,
+                )
         except (RlAssetsError, OSError) as error:
             return f"not tracked: {error}"

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from rl_assets.backends import BASES, CPU, EMBEDDED, MODEL_LINES, choose, line_of
 from rl_assets.errors import ConfigurationError
+from rl_assets.places import Place, place_of
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 """The project's directory, which holds `dagster.yaml` and `workspace.yaml`."""
@@ -163,7 +164,9 @@ class Settings:
     """data_dir: root of bulk data, absolute. database_url: Babylon's Postgres, None for the embedded server.
     dagster_pg_url: Dagster's own database, None for the embedded server's.
     min_trajectories: fresh episodes that start a training. group_size: episodes per group. judge: `ruler` once it has a
-    model, else `outcome`. backend_why: in words. base_policy: step 0 of a line on the CPU."""
+    model, else `outcome`. backend_why: in words. base_policy: step 0 of a line on the CPU.
+    store: where machines share what is in `lake`; None where there is one machine, or its data_dir is a shared disk.
+    spread: `ray` where play and judging go to a Ray cluster as tasks, else empty."""
 
     data_dir: Path
     database_url: str | None = None
@@ -178,6 +181,8 @@ class Settings:
     local: LocalSettings = field(default_factory=LocalSettings)
     backend_why: str = "it is the default"
     base_policy: str = EMBEDDED
+    store: Place | None = None
+    spread: str = ""
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] | None = None) -> Settings:
@@ -186,6 +191,9 @@ class Settings:
         ruler = RulerSettings.from_env(env)
         choice = choose(env)
         base_policy = env.get("TRAINING_BASE_POLICY", "").strip() or EMBEDDED
+        spread = env.get("RL_ASSETS_SPREAD", "").strip()
+        if spread not in ("", "ray"):
+            raise ConfigurationError(f"RL_ASSETS_SPREAD={spread!r} is unknown; set it to ray, or unset it")
         if base_policy not in BASES:
             raise ConfigurationError(f"TRAINING_BASE_POLICY={base_policy!r} is unknown; set it to {' or '.join(BASES)}")
         return cls(
@@ -202,11 +210,18 @@ class Settings:
             local=LocalSettings.from_env(env),
             backend_why=choice.why,
             base_policy=base_policy,
+            spread=spread,
+            store=place_of(env["RL_ASSETS_STORE"].strip()) if env.get("RL_ASSETS_STORE", "").strip() else None,
         )
 
     @property
-    def snapshots(self) -> Path:
-        return self.data_dir / "snapshots"
+    def lake(self) -> Place:
+        """Root of what every machine sees: snapshots, windows, batches, evaluations, archives of checkpoints."""
+        return self.data_dir if self.store is None else self.store
+
+    @property
+    def snapshots(self) -> Place:
+        return self.lake / "snapshots"
 
     @property
     def postgres_dir(self) -> Path:
@@ -229,6 +244,7 @@ def prepare_environment(env: MutableMapping[str, str] | None = None) -> None:
         "HF_HUB_OFFLINE": "1",  # the embedded policy is built here; nothing is to be looked up on a hub
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # a bar per checkpoint loaded would drown what a command says
+        "TQDM_DISABLE": "1",  # so would ART's bar per training
         "DO_NOT_TRACK": "1",
         "DAGSTER_DISABLE_TELEMETRY": "1",
         "TOKENIZERS_PARALLELISM": "false",  # Dagster forks; tokenizers warns on each fork otherwise

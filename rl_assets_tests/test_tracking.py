@@ -105,7 +105,7 @@ def artifacts(data: Path) -> dict[str, dict[str, Any]]:
 
 def test_a_run_that_is_tracked_offline_holds_the_curve_and_the_lineage_from_model_to_episodes(data: Path):
     result = a_result(data)
-    where = Tracking(mode="offline").log_training(result, data)
+    where = Tracking(mode="offline").log_training(result, data / "batches" / BATCH, data)
     assert Path(where).is_dir()
     assert len([r for r in recorded(data) if r.HasField("history")]) == 2
     found = artifacts(data)
@@ -127,7 +127,7 @@ def test_a_run_that_is_tracked_offline_holds_the_curve_and_the_lineage_from_mode
 
 def test_a_checkpoint_at_wandb_is_named_and_not_logged_again(data: Path):
     path = Remote(f"wandb-artifact:///market-agents/rl-assets/{LINE}:step1")
-    Tracking(mode="offline").log_training(a_result(data, path), data)
+    Tracking(mode="offline").log_training(a_result(data, path), data / "batches" / BATCH, data)
     assert LINE not in artifacts(data)
     said = [item.value_json for r in recorded(data) if r.HasField("run") for item in r.run.config.update]
     assert any("market-agents/rl-assets/babylon-agent:step1" in value for value in said)
@@ -137,7 +137,7 @@ def test_a_checkpoint_at_wandb_is_named_and_not_logged_again(data: Path):
     ("mode", "words"), [("disabled", "not tracked"), ("online", "WANDB_API_KEY is not set"), ("loud", "no W&B mode")]
 )
 def test_what_is_not_tracked_says_why_and_stops_nothing(data: Path, mode: str, words: str):
-    assert words in Tracking(mode=mode).log_training(a_result(data), data)
+    assert words in Tracking(mode=mode).log_training(a_result(data), data / "batches" / BATCH, data)
     assert not (data / "wandb").exists()
 
 
@@ -160,7 +160,9 @@ def test_an_artifact_is_used_only_with_the_digest_that_was_registered(tmp_path: 
 
 def test_a_broken_manifest_is_not_tracked(data: Path):
     (data / "batches" / BATCH / "manifest.json").write_text("{", encoding="utf-8")
-    assert "not tracked: the manifest is not JSON" in Tracking(mode="offline").log_training(a_result(data), data)
+    assert "not tracked: the manifest is not JSON" in Tracking(mode="offline").log_training(
+        a_result(data), data / "batches" / BATCH, data
+    )
 
 
 def test_a_lost_checkpoint_is_asked_of_wandb_and_a_whole_one_is_left_alone(

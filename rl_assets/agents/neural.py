@@ -9,13 +9,15 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from rl_assets.agents import prompt
+from rl_assets.agents.cache import growing_cache
 from rl_assets.agents.grammar import ROOT, Grammar, load_grammar
 from rl_assets.agents.reply import Reply
 from rl_assets.agents.runner import uniform_draws
@@ -23,9 +25,12 @@ from rl_assets.episodes import Policy, Sampling
 from rl_assets.errors import MalformedInput, MissingCheckpoint
 from rl_assets.market.engine import Engine
 from rl_assets.market.snapshot import Truth
+from rl_assets.registry.archive import bring
 
 CACHE_BYTES = 2 << 30
 """Memory that the keys and values of all episodes side by side may take."""
+MOST_TEXTS = 4096
+"""Answers whose text is kept."""
 EPISODE_TOKENS = 2048
 """Of one episode, as far as `most_at_once` reckons."""
 _MARKS = ("␟system␟", "␟user␟", "␟assistant␟", "␟next␟")
@@ -44,9 +49,23 @@ class NeuralPolicy:
         self.end_id = int(self.tokenizer.eos_token_id)
         self.grammar: Grammar | None = load_grammar(path, self.encode, self.model.config.vocab_size)
         self._glue = _glue(self.tokenizer)
+        self._texts: dict[tuple[int, ...], str] = {}
 
     def encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def encode_all(self, texts: list[str]) -> list[list[int]]:
+        """What `encode` gives for each, in a fraction of the time."""
+        return self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]  # type: ignore[return-value]
+
+    def text_of(self, tokens: tuple[int, ...]) -> str:
+        """An answer's text. The same few are given over and over."""
+        known = self._texts.get(tokens)
+        if known is None:
+            known = self.tokenizer.decode(list(tokens), skip_special_tokens=False)
+            if len(self._texts) < MOST_TEXTS:
+                self._texts[tokens] = known
+        return known
 
     def opening_of(self, systems: Sequence[str]) -> Callable[[str, int], str]:
         """The text of each episode's first turn, from its observation and its place."""
@@ -71,16 +90,28 @@ def most_at_once(path: Path) -> int:
 class NeuralAgent:
     """A checkpoint as a player. `policy` names the model line and step that every episode is recorded under."""
 
+    travels = True
+
     def __init__(self, path: Path, policy: Policy, *, temperature: float = 1.0, max_tokens: int = 48) -> None:
         self.policy = policy
         self.sampling = Sampling(temperature=temperature, max_tokens=max_tokens)
         self._neural = NeuralPolicy(path, max_tokens=max_tokens)
         self.most_at_once = most_at_once(path)
 
+    def __reduce__(self) -> tuple:
+        """It travels by the place of its checkpoint, and is loaded once in each process that it comes to."""
+        return _loaded, (self._neural.path, self.policy, self.sampling.temperature, self.sampling.max_tokens)
+
     def sit(self, engine: Engine, rows: np.ndarray, truths: list[Truth], seeds: list[tuple[int, ...]]) -> NeuralTable:
         systems = [prompt.system_message(engine.config)] * len(rows)
         draws = uniform_draws(seeds, engine.config.ticks * self._neural.max_tokens)
         return NeuralTable(Conversations(self._neural, systems, self.sampling.temperature), draws, engine.config.ticks)
+
+
+@lru_cache(maxsize=2)  # candidate and champion
+def _loaded(path: Path, policy: Policy, temperature: float, max_tokens: int) -> NeuralAgent:
+    bring(path)
+    return NeuralAgent(path, policy, temperature=temperature, max_tokens=max_tokens)
 
 
 class NeuralTable:
@@ -108,7 +139,7 @@ class Conversations:
         self.systems = list(systems)
         self.temperature = temperature
         n = len(self.systems)
-        self._cache = DynamicCache(config=policy.model.config)
+        self._cache = growing_cache(policy.model.config)
         self._mask = torch.zeros((n, 0), dtype=torch.long)
         self._length = torch.zeros(n, dtype=torch.long)
         self._unfed: list[list[int]] = [[] for _ in range(n)]
@@ -117,9 +148,8 @@ class Conversations:
     def reply(self, observations: Sequence[str], draws: np.ndarray) -> list[Reply]:
         """One reply per episode. draws: float64 (episodes, at least max_tokens), uniform in [0, 1)."""
         render = self.policy.following if self._started else self.policy.opening_of(self.systems)
-        return self.continue_with(
-            [self.policy.encode(render(text, row)) for row, text in enumerate(observations)], draws
-        )
+        told = self.policy.encode_all([render(text, row) for row, text in enumerate(observations)])
+        return self.continue_with(told, draws)
 
     @torch.inference_mode()
     def continue_with(self, segments: Sequence[list[int]], draws: np.ndarray) -> list[Reply]:
@@ -175,7 +205,7 @@ class Conversations:
     def _text(self, tokens: list[int]) -> str:
         if tokens and tokens[-1] == self.policy.end_id:
             tokens = tokens[:-1]
-        return self.policy.tokenizer.decode(tokens, skip_special_tokens=False)
+        return self.policy.text_of(tuple(tokens))
 
     def _feed(self, segments: list[list[int]]) -> torch.Tensor:
         """Append one left-padded segment per episode to the cache. Returns the last logits, float32 (episodes, V)."""

@@ -16,8 +16,11 @@ from rl_assets.episodes import Episode, Policy, Sampling, Step, window_of
 from rl_assets.market.engine import LIQUIDATED, Engine, Fills
 from rl_assets.market.exchange import engine_for
 from rl_assets.market.snapshot import Snapshot, Truth
+from rl_assets.spread import spread
 
 World = tuple[Snapshot, Truth]
+PART = 128
+"""Episodes that are played side by side, wherever that is: a last digit of a logprob depends on how many there are."""
 
 
 class Table(Protocol):
@@ -46,6 +49,7 @@ class ReferenceAgent:
     """A rule of `reference`, by name. It says its orders as text, like everybody else."""
 
     sampling: Sampling | None = None
+    travels = True
 
     def __init__(self, name: str) -> None:
         self._rule = rule(name)
@@ -176,7 +180,7 @@ def play(
     *,
     seed: int,
     new_ids: Callable[[int], list[str]],
-    batch: int = 512,
+    batch: int = PART,
     is_evaluation: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
     clock: Callable[[], datetime] = lambda: datetime.now(UTC),
@@ -187,17 +191,44 @@ def play(
     gives n fresh trajectory ids. `on_progress` is called with the episodes done and in all.
     """
     total = sum(a.siblings for a in assignments) * len(worlds)
-    episodes: list[Episode] = []
+    parts: list[_Part] = []
     for assignment in assignments:
         seats = [(world, sibling) for world in worlds for sibling in range(assignment.siblings)]
         width = at_once(assignment.agent, batch)
         for start in range(0, len(seats), width):
             part = seats[start : start + width]
-            ids = new_ids(len(part))
-            episodes += play_seats(assignment, part, seed=seed, ids=ids, is_evaluation=is_evaluation, clock=clock)
-            if on_progress is not None:
-                on_progress(len(episodes), total)
+            parts.append(_Part(assignment, part, new_ids(len(part)), seed, is_evaluation, clock))
+    # What asks an endpoint waits for it, here as well as anywhere.
+    everywhere = spread if all(getattr(a.agent, "travels", False) for a in assignments) else map
+    episodes: list[Episode] = []
+    for played in everywhere(_play_part, parts):
+        episodes += played
+        if on_progress is not None:
+            on_progress(len(episodes), total)
     return episodes
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Episodes of one agent that are played side by side. ids: one per seat."""
+
+    assignment: Assignment
+    seats: Sequence[tuple[World, int]]
+    ids: Sequence[str]
+    seed: int
+    is_evaluation: bool
+    clock: Callable[[], datetime]
+
+
+def _play_part(part: _Part) -> list[Episode]:
+    return play_seats(
+        part.assignment,
+        part.seats,
+        seed=part.seed,
+        ids=part.ids,
+        is_evaluation=part.is_evaluation,
+        clock=part.clock,
+    )
 
 
 def play_seats(

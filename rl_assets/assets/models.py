@@ -48,7 +48,7 @@ def base_policy(
             context.log.info(f"warm start: update {done} of {total}")
 
     with plainly(), database.connect() as conn:
-        base = trainer.base(lake.root, progress)
+        base = trainer.base(lake.disk, progress)
         known = register_base(conn, trainer.line, base.path, base.digest, metrics=base.metrics)
     return dg.MaterializeResult(
         metadata={
@@ -204,13 +204,13 @@ def trained_models(
         context.log.info(f"backend: {trainer.settings.backend} ({trainer.settings.backend_why})")
         if not untrained:
             playable(model_of_batch(conn, batch_id))  # it is not made again where it is lost
-        result = trainer.service(lake.root, conn).train(manifest, episodes)
+        result = trainer.service(lake.disk, conn).train(manifest, episodes)
         with conn.transaction():
             model = register_candidate(conn, result)
             if untrained:
                 kept = get_batch(conn, batch_id).result or {}
                 advance_batch(conn, batch_id, "trained", run_id=context.run.run_id, result={**kept, **result.summary()})
-    tracked = tracking.log_training(result, lake.root)
+    tracked = tracking.log_training(result, lake.batch(batch_id), lake.disk)
     context.log.info(f"Weights & Biases: {tracked}")
     faults = _logprob_faults(episodes.values(), result)
     return dg.MaterializeResult(

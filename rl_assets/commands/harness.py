@@ -242,7 +242,7 @@ def _show_end(conn: psycopg.Connection, settings: Settings, batch: Batch, played
     flat = [(name, value) for name, value in result.items() if isinstance(value, (str, int, float, bool))]
     show_table(f"{batch.id}: {batch.state}", ("", ""), flat)
     console().print(f"live model: {live.model_line} step {live.step} (before: step {played.model.step})")
-    report = settings.data_dir / "batches" / batch.id / "report.html"
+    report = settings.lake / "batches" / batch.id / "report.html"
     if report.is_file():
         console().print(f"report: {report}")
 
@@ -272,8 +272,11 @@ def _error_of(instance: object, run_id: str) -> str:
 
     assert isinstance(instance, dg.DagsterInstance)
     kinds = {dg.DagsterEventType.STEP_FAILURE, dg.DagsterEventType.RUN_FAILURE}
+    said = "no error was recorded"
     for entry in instance.all_logs(run_id, of_type=kinds):
-        error = getattr(entry.get_dagster_event().event_specific_data, "error", None)
+        event = entry.get_dagster_event()
+        error = getattr(event.event_specific_data, "error", None)
         if error is not None:
             return (error.cause or error).message.strip()
-    return "no error was recorded"
+        said = event.message or said  # of a run that never began, its monitor's reason
+    return said

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from rl_assets.errors import MalformedInput, MissingCheckpoint
+from rl_assets.registry.archive import bring
 
 ADAPTER = "adapter_config.json"
 """The file by which a checkpoint is known to be a low-rank adapter, which a server with its base model plays."""
@@ -41,7 +42,8 @@ def located(text: str) -> Path | Remote:
 
 def checkpoint_digest(path: Path | Remote) -> str:
     """SHA-256 over the names and contents of all files below a directory, in order of name; of a checkpoint at W&B,
-    over its name and the identity that W&B gives it, which costs a request.
+    over its name and the identity that W&B gives it, which costs a request. One that the store has and this machine has
+    not is fetched.
 
     Raises MissingCheckpoint if there is no such checkpoint.
     """
@@ -49,6 +51,7 @@ def checkpoint_digest(path: Path | Remote) -> str:
         from rl_assets.training.remote_models import remote_digest
 
         return remote_digest(path)
+    bring(path)
     files = sorted(file for file in path.rglob("*") if file.is_file())
     if not files:
         raise MissingCheckpoint(f"checkpoint {path} is missing or empty; restore it, or roll back to a kept step")

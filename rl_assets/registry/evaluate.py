@@ -15,6 +15,7 @@ from rl_assets.errors import MalformedInput
 from rl_assets.market.audit import Check, audit_kind_skill, audit_snapshot
 from rl_assets.market.leakage import audit_kind
 from rl_assets.market.snapshot import Snapshot, Truth, load_snapshot, load_truth
+from rl_assets.places import Place
 from rl_assets.registry.decisions import Evaluation, latest_evaluation, look_number, record_evaluation
 from rl_assets.registry.gate import Decision, Gate, Play, compare
 from rl_assets.registry.models import LiveModel, champion_step, get_model, model_of_batch, playable
@@ -22,8 +23,6 @@ from rl_assets.store.lake import read_episodes_parquet, write_episodes_parquet
 from rl_assets.store.snapshots import list_snapshots
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import psycopg
 
     from rl_assets.store.ledger import Batch
@@ -35,8 +34,8 @@ REFERENCES = ("hold", "random", "momentum", "news_follower", "oracle")
 def evaluate(
     conn: psycopg.Connection,
     batch: Batch,
-    snapshots: Path,
-    record: Path,
+    snapshots: Place,
+    record: Place,
     *,
     most_snapshots: int,
     siblings: int,
@@ -71,7 +70,7 @@ def evaluate(
     return known, episodes
 
 
-def gate_worlds(conn: psycopg.Connection, snapshots: Path, most: int) -> list[World]:
+def gate_worlds(conn: psycopg.Connection, snapshots: Place, most: int) -> list[World]:
     """The first `most` registered gate snapshots, audited once more, each of them and their kind of world: where one
     leaks, its seed did not make it or skill does not show, nothing is decided and nobody is ranked.
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rl_assets.episodes import Episode, Policy
 from rl_assets.errors import MalformedInput
+from rl_assets.places import Place
+from rl_assets.registry.archive import bring
 from rl_assets.registry.checkpoints import Remote
 from rl_assets.registry.gate import Decision
 from rl_assets.reports.page import Picture, number, render, write_page
@@ -34,7 +35,7 @@ class Condition:
     held: bool
 
 
-def write_batch_report(conn: psycopg.Connection, directory: Path, batch_id: str) -> Path:
+def write_batch_report(conn: psycopg.Connection, directory: Place, batch_id: str) -> Place:
     """Write `directory/report.html` of an evaluated batch and return its path. Writing it again replaces it.
 
     directory: the batch's, where its evaluation lies. Raises LedgerConflict where no such batch or model is known, and
@@ -50,6 +51,7 @@ def write_batch_report(conn: psycopg.Connection, directory: Path, batch_id: str)
         raise MalformedInput(f"{batch_id} has not been evaluated; materialize benchmark_evaluations of it first")
     curve = (batch.result or {}).get("curve")
     if not isinstance(model.checkpoint_path, Remote):
+        bring(model.checkpoint_path)
         record = model.checkpoint_path / "training.json"
         try:
             curve = json.loads(record.read_text(encoding="utf-8"))["curve"]
@@ -68,7 +70,7 @@ def write_batch_report(conn: psycopg.Connection, directory: Path, batch_id: str)
 
 
 def render_batch_report(
-    directory: Path,
+    directory: Place,
     *,
     manifest: Manifest,
     model: Model,
@@ -77,7 +79,7 @@ def render_batch_report(
     decision: Mapping[str, Any],
     champion: Policy,
     episodes: Sequence[Episode],
-) -> Path:
+) -> Place:
     """Write `directory/report.html`, which needs no other file, from what is given, and return its path.
 
     model: the candidate that the batch became. curve: a point per update, as `plots.learning_curve` takes them. result:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rl_assets.backends import LOCAL, SERVERLESS, SMOLLM2, check
+from rl_assets.registry.archive import bring, keep
 from rl_assets.settings import Settings
 
 if TYPE_CHECKING:
@@ -21,15 +22,25 @@ if TYPE_CHECKING:
 def base_of(
     settings: Settings, data_dir: Path, on_progress: Callable[[int, int], None] | None = None
 ) -> BasePolicy | RemoteBase:
-    """Step 0 of the line, made where there is none. `on_progress` is called with updates done and in all.
+    """Step 0 of the line, made where neither this machine nor the store has it.
 
-    Raises ConfigurationError where the backend cannot work here, and what making it raises.
+    `on_progress` is called with updates done and in all. Raises ConfigurationError where the backend
+    cannot work here, and what making it raises.
     """
     check(settings)
     if settings.backend == SERVERLESS:
         from rl_assets.training.remote_models import ensure_remote_base
 
         return ensure_remote_base(settings.serverless, settings.model_line)
+    from rl_assets.training.base import base_path
+
+    bring(base_path(data_dir, settings.model_line))
+    base = _base_here(settings, data_dir, on_progress)
+    keep(base.path)
+    return base
+
+
+def _base_here(settings: Settings, data_dir: Path, on_progress: Callable[[int, int], None] | None) -> BasePolicy:
     if settings.backend == LOCAL:
         from rl_assets.training.local import ensure_local_base
 

@@ -77,7 +77,7 @@ class GRPOTrainingService:
         saved = self._saved(manifest.batch_id)
         if saved is not None:
             _log.info("batch %s is trained already: step %d", manifest.batch_id, saved)
-            return self._result(manifest, saved, 0.0)
+            return self._result(manifest, saved, 0.0, episodes)
         base = self.checkpoint(manifest.base_step)
         if not (base / ("config.json" if self.backend_name == CPU else ADAPTER)).is_file():
             raise MissingCheckpoint(
@@ -99,9 +99,7 @@ class GRPOTrainingService:
                 asyncio.run(self._train(manifest, groups, notes, longest))
         step = self._saved(manifest.batch_id)
         assert step is not None
-        stale = [staleness(manifest, episode) for episode in members]
-        measured = {"data/staleness": float(np.mean(stale)), "data/staleness_max": float(max(stale))}
-        return self._result(manifest, step, time.perf_counter() - began, measured)
+        return self._result(manifest, step, time.perf_counter() - began, episodes)
 
     async def _train(self, manifest: Manifest, groups: list[art.TrajectoryGroup], notes: Notes, longest: int) -> None:
         random.seed(manifest.batch_id)  # ART shuffles with the global generator
@@ -161,11 +159,12 @@ class GRPOTrainingService:
                 f"{path} is damaged ({error}); restore the checkpoint or delete its directory"
             ) from error
 
-    def _result(
-        self, manifest: Manifest, step: int, seconds: float, measured: Mapping[str, float] | None = None
-    ) -> TrainingResult:
+    def _result(self, manifest: Manifest, step: int, seconds: float, episodes: Mapping[str, Episode]) -> TrainingResult:
         path = self.checkpoint(step)
         record = self._record(path / "training.json")
+        stale = [staleness(manifest, episodes[i]) for i in manifest.trajectory_ids if i in episodes]
+        mean = {"data/staleness": float(np.mean(stale))} if stale else {}
+        highest = {"data/staleness_max": float(max(stale))} if stale else {}
         keep(path)
         return TrainingResult(
             batch_id=manifest.batch_id,
@@ -174,8 +173,8 @@ class GRPOTrainingService:
             step=step,
             checkpoint_path=path,
             checkpoint_digest=checkpoint_digest(path),
-            metrics={**_metrics(record), **(measured or {})},
-            curve=record["curve"],
+            metrics={**_metrics(record), **mean, **highest},
+            curve=[{**point, **mean} for point in record["curve"]],
             seconds=seconds,
             backend=self.backend_name,
         )
