@@ -54,15 +54,19 @@ Play = Callable[[Job], Awaitable[Turn]]
 async def isolated(job: Job) -> Turn:
     """Take a turn in a process of its own. Never raises for what the agent does: a turn without a decision says why."""
     turn = Turn()
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "rl_assets.agents.live_process", str(os.getpid())),
-        cwd=REPOSITORY,
-        env={k: v for k, v in os.environ.items() if k not in KEPT_FROM_AGENTS} | {"OMP_NUM_THREADS": "1"},
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        start_new_session=True,
-    )
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "rl_assets.agents.live_process", str(os.getpid())),
+            cwd=REPOSITORY,
+            env={k: v for k, v in os.environ.items() if k not in KEPT_FROM_AGENTS} | {"OMP_NUM_THREADS": "1"},
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            start_new_session=True,
+        )
+    except OSError as error:
+        turn.failed = f"no process could be started for it ({error}); see how many run on this machine"
+        return turn
     try:
         async with asyncio.timeout(job.seconds):
             said = await _hear(process, job, turn)

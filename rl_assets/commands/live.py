@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rl_assets.commands.opened import opened
-from rl_assets.errors import ConfigurationError
+from rl_assets.errors import ConfigurationError, RlAssetsError
 
 if TYPE_CHECKING:
     from rl_assets.turns import Kind
@@ -121,17 +121,21 @@ def stop(name: str) -> None:
 def tick(market: str, at: str) -> int:
     """Play one tick with every active agent. A tick that was played is not played again.
 
-    Exit code 1: agents failed and none played.
+    Exit code 1: nobody is registered, or agents failed and none played.
     """
     from rl_assets.a2a.client import read_url
-    from rl_assets.agents.coordinator import FAILED, PLAYED, market_url, read_moment, run_tick
+    from rl_assets.agents.coordinator import FAILED, PLAYED, market_url, read_moment, run_tick, why_nothing_to_do
     from rl_assets.commands.shown import show_table
+    from rl_assets.store.live import live_agents
 
     url = market_url(market)
     read_url(url)
     moment = read_moment(at)
     with opened() as (conn, settings):
         reports = run_tick(conn, moment, market_url=url, data_dir=settings.data_dir, model_line=settings.model_line)
+        nothing = why_nothing_to_do(live_agents(conn))
+    if not reports:
+        raise RlAssetsError(str(nothing))
     rows = [(r.name, r.outcome + (" before" if r.again else ""), r.points, r.balance, r.reason or "") for r in reports]
     show_table(f"tick {moment:%Y-%m-%dT%H:%M} UTC at {url}", ("agent", "outcome", "points", "left", "reason"), rows)
     outcomes = {report.outcome for report in reports}

@@ -27,7 +27,7 @@ from psycopg.types.json import Jsonb
 
 from rl_assets.errors import DatabaseError, MalformedInput
 from rl_assets.store.agents import provision_agents
-from rl_assets.store.record import naive
+from rl_assets.store.record import naive, plain_text
 from rl_assets.turns import Kind
 
 LOCK = 0x726C_0004
@@ -36,6 +36,8 @@ PREFIX = "live-"
 """Of the names that agents are provisioned under which Babylon does not know."""
 LOST = "its coordinator ended in the middle of it; its order may have been placed, so it is not played again"
 MOST_POINTS = 1_000_000_000
+MOST_REASON = 1000
+"""Characters of a reason, which may repeat what a stranger's server said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +242,7 @@ def end_tick(
             "failed" if trajectory_id is None else "played",
             trajectory_id,
             day,
-            reason,
+            None if reason is None else plain_text(reason)[:MOST_REASON],
             json.dumps(witnessed) if witnessed else None,
             agent_id,
             tick,

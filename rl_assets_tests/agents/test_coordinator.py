@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import numpy as np
 import psycopg
 import pyarrow.parquet as pq
 import pytest
@@ -18,14 +20,18 @@ from rl_assets.agents.reply import Reply
 from rl_assets.agents.runner import Game
 from rl_assets.assets.groups import grpo_groups
 from rl_assets.assets.trajectories import recorded_trajectories
-from rl_assets.episodes import Episode
+from rl_assets.episodes import Episode, digest
 from rl_assets.errors import ConfigurationError
+from rl_assets.grouping import build_groups
+from rl_assets.registry.checkpoints import checkpoint_digest
+from rl_assets.registry.models import register_base
 from rl_assets.resources import Database, Judge, Lake
 from rl_assets.store.episodes import read_episodes
 from rl_assets.store.live import give_points, live_agents, set_active
+from rl_assets.windows import hold_back, settles_at
 from rl_assets_tests.a2a.sdk import WORLD, Servers
-from rl_assets_tests.agents.endpoint_server import HOLD, LoopbackModel
-from rl_assets_tests.agents.live import WINDOW, enrol, tick
+from rl_assets_tests.agents.endpoint_server import HOLD, LoopbackModel, status
+from rl_assets_tests.agents.live import LINE, WINDOW, enrol, tick
 
 
 @pytest.fixture
@@ -191,15 +197,13 @@ def test_a_tick_that_is_run_again_plays_and_costs_nothing(
 def test_a_tick_that_failed_keeps_what_was_read_and_said(
     conn: psycopg.Connection, serve: Servers, tmp_path: Path, model: LoopbackModel
 ):
-    from rl_assets_tests.agents.endpoint_server import status
-
-    model.mode = status(403, "not for you")
+    model.mode = status(403, "not\x00for you")
     enrol(conn, "llm", "endpoint", api(model))
     report = tick(conn, serve().url, tmp_path)["llm"]
     assert report.outcome == "failed"
-    assert "not for you" in str(report.reason)
+    assert "for you" in str(report.reason)
     ((state, reason, witnessed),) = rows(conn, "SELECT state, reason, witnessed FROM rl_assets.live_ticks")
-    assert (state, reason) == ("failed", report.reason)
+    assert (state, reason) == ("failed", str(report.reason).replace("\x00", "\ufffd"))
     assert [access["providerName"] for access in json.loads(witnessed)] == ["join", "getPortfolio"]
     assert rows(conn, "SELECT count(*) FROM trajectories") == [(0,)]
 
@@ -263,3 +267,43 @@ def test_agents_of_one_clock_play_when_all_have_joined(conn: psycopg.Connection,
     for minute in (5, 10):
         assert {r.outcome for r in tick(conn, url, tmp_path, minute).values()} == {"played"}
     assert [[step.tick for step in episode.steps] for episode in recorded(conn)] == [[0, 1], [0, 1]]
+
+
+def test_the_champion_plays_live_and_its_groups_can_be_trained_on(
+    conn: psycopg.Connection, serve: Servers, tmp_path: Path, weak_policy: Path
+):
+    from rl_assets.agents.neural import Conversations, NeuralPolicy
+
+    register_base(conn, LINE, weak_policy, checkpoint_digest(weak_policy), metrics={})
+    url = serve().url
+    for number in range(2):
+        enrol(conn, f"model-{number}", "model")
+    for minute in (0, 5, 10):
+        assert {r.outcome for r in tick(conn, url, tmp_path, minute).values()} == {"played"}
+    episodes = recorded(conn)
+    assert {str(episode.policy) for episode in episodes} == {f"{LINE}@0"}
+    groups = build_groups(episodes, window_id=WINDOW, group_size=8)
+    (open_group,) = hold_back(groups, WINDOW, settles_at(WINDOW) - timedelta(seconds=1), 8)
+    (settled,) = hold_back(groups, WINDOW, settles_at(WINDOW), 8)
+    assert (open_group.reason, settled.reason, len(settled.trajectory_ids)) == ("window_open", None, 2)
+    # What a process says from the record of a conversation is what one that never stopped would say.
+    neural, days = NeuralPolicy(weak_policy), dict(rows(conn, "SELECT trajectory_id, day FROM rl_assets.live_ticks"))
+    for episode in episodes:
+        seed = int(digest([episode.agent_id, days[episode.trajectory_id]])[:8], 16) >> 1
+        table = Conversations(neural, [episode.system], 1.0)
+        for step in episode.steps:
+            draws = np.random.default_rng((seed, step.tick + 1)).random((1, neural.max_tokens))
+            (reply,) = table.reply([step.observation], draws)
+            assert reply.token_ids == step.token_ids
+            assert reply.logprobs == pytest.approx(step.logprobs, abs=1e-4)
+
+
+def test_an_agent_whose_model_is_missing_is_refused_and_pays_nothing(
+    conn: psycopg.Connection, serve: Servers, tmp_path: Path
+):
+    enrol(conn, "model-1", "model")
+    enrol(conn, "rule", "reference", {"name": "hold"})
+    reports = tick(conn, serve().url, tmp_path)
+    assert (reports["rule"].outcome, reports["model-1"].outcome) == ("played", "refused")
+    assert "has no model yet" in str(reports["model-1"].reason)
+    assert {agent.name: agent.points for agent in live_agents(conn)} == {"model-1": 100, "rule": 99}
