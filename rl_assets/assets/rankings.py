@@ -73,6 +73,7 @@ def judged_rankings(
     context: dg.AssetExecutionContext, database: Database, lake: Lake, judge: Judge
 ) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult]:
     from rl_assets.judging import JudgementSet
+    from rl_assets.judging.ruler_report import sets_plot
     from rl_assets.reports.plots import reward_histogram
     from rl_assets.store.ledger import record_judgements
     from rl_assets.store.window_files import read_groups, read_versions, window_episodes, write_rankings
@@ -137,6 +138,7 @@ def judged_rankings(
                     "not_trainable_by_reason": dict(Counter(r.reason for r in rankings if not r.trainable)),
                     "episodes_newly_offered": offered,
                     "agreement_with_earlier_sets": table(earlier),
+                    **({"agreement_between_sets": picture(sets_plot(earlier))} if earlier else {}),
                     "file": dg.MetadataValue.path(str(file)),
                     **told[window],
                 },

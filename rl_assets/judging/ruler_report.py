@@ -6,7 +6,7 @@ Plots load matplotlib inside the functions that draw.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -123,6 +123,27 @@ def agreement_plot(report: RulerReport) -> bytes:
         label=[f"{name}, mean {np.mean(values):.2f}" for name, (values, _) in rows.items()],
     )
     axes.legend(loc="upper left", fontsize=9, frameon=False, labelcolor=MUTED)
+    return png(figure)
+
+
+def sets_plot(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """PNG: how a window's judgement set agrees with each recorded before it. rows: `judge`, `recorded_at`, `tau` and
+    `pairs_flipped` of each earlier set, the last two None where nothing can be compared."""
+    from rl_assets.reports.drawing import BLUE, MUTED, ORANGE, canvas, nothing, png, safe_label, style
+
+    title = "Agreement with earlier judgement sets"
+    known = [row for row in rows if row["tau"] is not None and row["pairs_flipped"] is not None]
+    if not known:
+        return nothing(title, "No earlier set judged the same groups.")
+    figure = canvas(title)
+    axes = style(figure.subplots(), "", "Kendall's tau, and share of pairs flipped")
+    places = np.arange(len(known))
+    axes.bar(places - 0.2, [row["tau"] for row in known], 0.4, color=BLUE, label="tau")
+    axes.bar(places + 0.2, [row["pairs_flipped"] for row in known], 0.4, color=ORANGE, label="pairs flipped")
+    labels = [f"{safe_label(str(row['judge']), 28)}\n{str(row['recorded_at'])[:16]}" for row in known]
+    axes.set_xticks(places, labels, fontsize=7.5)
+    axes.axhline(0, color=MUTED, linewidth=0.8)
+    axes.legend(loc="lower left", fontsize=9, frameon=False, labelcolor=MUTED)
     return png(figure)
 
 

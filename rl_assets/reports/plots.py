@@ -37,7 +37,11 @@ CURVES = {
     "loss/kl_base": "KL from base (nats per token)",
     "loss/clip_fraction": "Tokens outside the clip (share)",
     "loss/importance_ratio": "Importance ratio (mean)",
+    "loss/importance_ratio_max": "Importance ratio (highest)",
     "loss/grad_norm": "Gradient norm before clipping",
+    "data/advantage_spread": "Advantages (standard deviation)",
+    "data/tokens": "Tokens per update",
+    "data/staleness": "Policy steps behind (mean)",
     "loss": "Cross entropy (nats per token)",
 }
 """Points of a learning curve that are drawn, with their meaning and unit."""
@@ -164,7 +168,7 @@ def learning_curve(points: Sequence[Mapping[str, float]]) -> bytes:
         return nothing(title, "No updates were recorded.")
     columns = min(len(names), 3)
     title = f"{title} over {len(points)} update{'s' * (len(points) != 1)}"
-    figure = canvas(title, height=HEIGHT if len(names) <= 3 else 460)
+    figure = canvas(title, height=HEIGHT if len(names) <= 3 else 230 * -(-len(names) // columns))
     grid = figure.subplots(-(-len(names) // columns), columns, squeeze=False).ravel()
     for axes, name in zip(grid, names, strict=False):
         held = [(point.get("update", place), point[name]) for place, point in enumerate(points) if name in point]

@@ -74,6 +74,8 @@ def test_a_window_is_judged_once_and_its_judging_is_told(
     (earlier,) = told["agreement_with_earlier_sets"].records
     assert (earlier.data["groups"], earlier.data["tau"], earlier.data["pairs_flipped"]) == (2, 1.0, 0.0)
 
+    assert "data:image/png;base64" in told["agreement_between_sets"]
+
     told = metadata(judged(postgres_url, lake, Judge(kind="outcome")))  # another judge keeps the sets of the first
     assert len(told["agreement_with_earlier_sets"].records) == 2
     with connect(postgres_url) as conn:

@@ -5,7 +5,7 @@ import pytest
 
 from rl_assets.judging.ruler import RulerReport, Seen
 from rl_assets.judging.ruler_client import Usage
-from rl_assets.judging.ruler_report import agreement_plot, figures, position_plot, quarantined, swayed
+from rl_assets.judging.ruler_report import agreement_plot, figures, position_plot, quarantined, sets_plot, swayed
 
 PNG = b"\x89PNG"
 POSITIONS = np.array([[0, 1, 2], [2, 0, 1], [1, 2, 0]])
@@ -58,3 +58,9 @@ def test_plots_are_pictures_even_of_nothing(plot):
     assert plot(REPORT).startswith(PNG)
     assert plot(RulerReport()).startswith(PNG)
     assert plot(REPORT) == plot(REPORT)
+
+
+def test_agreement_between_sets_is_a_picture_whatever_a_judge_is_called():
+    row = {"judge": "ruler:$x$ <b>", "recorded_at": "2026-11-24T10:00:00+00:00", "tau": 0.4, "pairs_flipped": 0.3}
+    assert sets_plot([row, {**row, "tau": -1.0}]).startswith(PNG)
+    assert sets_plot([{**row, "tau": None, "pairs_flipped": None}]) == sets_plot([])

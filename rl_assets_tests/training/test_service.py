@@ -20,6 +20,7 @@ from rl_assets.agents.neural import NeuralPolicy
 from rl_assets.episodes import Episode, Policy
 from rl_assets.errors import CollapsedPolicy, MalformedInput, MissingCheckpoint
 from rl_assets.registry.checkpoints import checkpoint_digest
+from rl_assets.reports.plots import CURVES
 from rl_assets.training.manifest import Manifest
 from rl_assets.training.progress import Limits
 from rl_assets.training.service import Grpo, GRPOTrainingService, TrainingResult
@@ -73,7 +74,13 @@ def test_the_first_update_sees_the_policy_that_played(data: Path, batch: list[Ep
 
 def test_every_update_is_measured(data: Path, batch: list[Episode]) -> None:
     result = train(data, judged(batch), batch)
+    told = {
+        *("loss/kl_base", "loss/clip_fraction", "loss/entropy", "loss/grad_norm", "data/advantage_spread"),
+        *("data/tokens", "data/staleness", "loss/importance_ratio", "loss/importance_ratio_max"),
+    }
+    assert told <= CURVES.keys()  # so each is drawn
     for point in result.curve:
+        assert told <= point.keys()
         assert all(math.isfinite(value) for value in point.values())
         assert point["loss/grad_norm"] > 0
         assert point["loss/entropy"] > 0
