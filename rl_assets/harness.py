@@ -5,6 +5,7 @@ What becomes of the record (judging, training, the gate) is the pipeline's busin
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from rl_assets.errors import ConfigurationError
 from rl_assets.market.generate import generate
 from rl_assets.market.snapshot import SNAPSHOTS_PER_DAY, SPLITS, WorldConfig, save_snapshot
 from rl_assets.registry.models import get_latest_rl_model, register_base
+from rl_assets.registry.rollout import has_candidate, staged_rollout
 from rl_assets.settings import Settings
 from rl_assets.store.agents import provision_agents
 from rl_assets.store.episodes import new_trajectory_ids, write_episodes
@@ -181,12 +183,32 @@ def _assignments(conn: psycopg.Connection, plan: Plan, model: LiveModel) -> list
     agent_ids = provision_agents(conn, plan.agents)
     assignments = []
     for name in dict.fromkeys(plan.agents):
-        if name == MODEL:
-            agent = agent_of(model.checkpoint_path, Policy(model.model_line, model.step))
-            assignments.append(Assignment(agent, agent_ids[name], plan.siblings))
-        else:
+        if name != MODEL:
             assignments.append(Assignment(ReferenceAgent(name), agent_ids[name]))
+            continue
+        for live, agent_id, siblings in _sides(conn, plan, model, agent_ids[name]):
+            agent = agent_of(live.checkpoint_path, Policy(live.model_line, live.step))
+            assignments.append(Assignment(agent, agent_id, siblings))
     return assignments
+
+
+def _sides(
+    conn: psycopg.Connection, plan: Plan, champion: LiveModel, agent_id: str
+) -> list[tuple[LiveModel, str, int]]:
+    """Who plays for the line, and how many siblings: the champion; while a candidate is on its way, an agent with it
+    as well, with its share of the episodes, so that the two can be compared on the same snapshots."""
+    rollout = staged_rollout(conn, champion.model_line)
+    if rollout is None:
+        return [(champion, agent_id, plan.siblings)]
+    found: dict[bool, str] = {}
+    names = (MODEL if number == 0 else f"{MODEL}-{number}" for number in itertools.count())
+    while len(found) < 2:  # of agents with names in a row, the first on either side
+        name = next(names)
+        one = provision_agents(conn, [name])[name]
+        found.setdefault(has_candidate(rollout, one), one)
+    candidate = get_latest_rl_model(conn, champion.model_line, found[True])
+    share = max(1, round(plan.siblings * rollout.percentage / 100))
+    return [(champion, found[False], max(1, plan.siblings - share)), (candidate, found[True], share)]
 
 
 def _row(policy: str, episodes: Sequence[Episode]) -> AgentRow:

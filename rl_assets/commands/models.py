@@ -175,6 +175,7 @@ def lineage(which: str, episodes: bool, as_json: bool, picture: Path | None) -> 
 def _origins(generation: Generation, *, episodes: bool) -> None:
     """Where the episodes of a model come from, in sum, and one by one if asked."""
     from rl_assets.commands.shown import show_table
+    from rl_assets.reports.page import plain
 
     step = generation.model.step
     show_table(
@@ -182,15 +183,11 @@ def _origins(generation: Generation, *, episodes: bool) -> None:
         ("hour", "scenario", "groups", "episodes"),
         generation.by_origin(),
     )
-    if episodes:
-        show_table(
-            f"step {step}: episodes",
-            ("episode", "group", "reward", "hour", "scenario", "judgement set"),
-            [
-                (s.trajectory_id, s.group_id, s.reward, s.window, s.scenario, s.judgement_set)
-                for s in generation.sources
-            ],
-        )
+    if episodes:  # a line each, which no table folds
+        click.echo("episode\tgroup\treward\thour\tscenario\tjudgement set")
+        for s in generation.sources:
+            told = (s.trajectory_id, s.group_id, f"{s.reward:.4f}", s.window, s.scenario, s.judgement_set)
+            click.echo("\t".join("-" if value is None else plain(value) for value in told))
 
 
 @models.command()
