@@ -117,7 +117,7 @@ def _step(raw: Json, call: Mapping[str, Any], number: int, ours: bool) -> Step:
     token_ids, logprobs = _list(call, "tokenIds", where), _list(call, "logprobs", where)
     if len(token_ids) != len(logprobs):
         raise Malformed("bad_logprobs", f"{where}{len(token_ids)} token ids and {len(logprobs)} logprobs")
-    if not all(isinstance(token, int) and not isinstance(token, bool) for token in token_ids):
+    if not set(map(type, token_ids)) <= {int}:
         raise Malformed("bad_logprobs", f"{where}a token id is not a whole number")
     equity = _number(balance, "equity" if balance is raw else "agentBalance", where=where)
     reward = _number(raw, "reward", where=where)
@@ -135,7 +135,7 @@ def _step(raw: Json, call: Mapping[str, Any], number: int, ours: bool) -> Step:
         credit=_number(raw, "credit", None, where=where),
         error=_maybe_text({"error": error if error is None or isinstance(error, str) else json.dumps(error)}, "error"),
         token_ids=tuple(token_ids),
-        logprobs=tuple(_finite(value, "a logprob", where) for value in logprobs),
+        logprobs=_finites(logprobs, "a logprob", where),
         prompt_tokens=_count(call, "promptTokens", 0),
         latency_ms=_count(call, "latencyMs", 0),
     )
@@ -201,6 +201,12 @@ def _number(raw: Mapping[str, Any], key: str, default: float | None = _REQUIRED,
             raise Malformed("missing_key", f"{where}{key} is missing")
         return default
     return _finite(value, key, where)
+
+
+def _finites(values: list[Any], what: str, where: str) -> tuple[float, ...]:
+    if set(map(type, values)) <= {float} and all(map(math.isfinite, values)):
+        return tuple(values)
+    return tuple(_finite(value, what, where) for value in values)
 
 
 def _finite(value: object, what: str, where: str) -> float:
