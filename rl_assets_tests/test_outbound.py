@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
+import psycopg
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,6 +19,9 @@ from hypothesis import strategies as st
 from rl_assets import outbound
 from rl_assets.agents.endpoint import EndpointAgent
 from rl_assets.errors import ConfigurationError
+from rl_assets.judging.ruler import RulerJudge
+from rl_assets.settings import RulerSettings
+from rl_assets_tests.judging.ruler_made import grouped, ladder
 from rl_assets_tests.loopback import serving
 
 FORBIDDEN = [
@@ -177,3 +181,12 @@ def test_what_is_allowed_by_default_is_public_or_this_machine(address: outbound.
 def test_an_agent_behind_a_forbidden_address_is_refused_when_it_is_made():
     with pytest.raises(ConfigurationError, match="never called"):
         EndpointAgent("http://169.254.169.254/v1", "m")
+
+
+def test_a_judge_at_a_name_that_leads_inside_ends_the_run(conn: psycopg.Connection, named: Callable[..., None]):
+    named("judge.example", ["10.0.0.7"])
+    members = ladder(3)
+    judge = RulerJudge(RulerSettings(model="judge", base_url="http://judge.example/v1", api_key="k-123"), conn)
+    with pytest.raises(ConfigurationError, match=r"judge.example \(10.0.0.7\) is a private address") as caught:
+        judge.rank(grouped(members), {member.trajectory_id: member for member in members})
+    assert "RULER_JUDGE_BASE_URL" in str(caught.value)

@@ -8,6 +8,7 @@ import dagster as dg
 
 from rl_assets.errors import DatabaseError, RlAssetsError
 from rl_assets.places import Place
+from rl_assets.redact import redact
 
 OWNERS = ["team:market-agents"]
 
@@ -39,13 +40,21 @@ def required(path: Place, sentence: str) -> Place:
 
 @contextmanager
 def plainly() -> Iterator[None]:
-    """Turn an error that a person can act on into a failure with that sentence. A database may be back on a retry."""
+    """Turn an error that a person can act on into a failure with that sentence. A database may be back on a retry.
+
+    An error of a library that quotes a secret is told without it, and without its traceback, which quotes it too.
+    """
     try:
         yield
     except DatabaseError as error:
-        raise dg.Failure(str(error)) from error
+        raise dg.Failure(redact(str(error))) from error
     except RlAssetsError as error:
-        raise dg.Failure(str(error), allow_retries=False) from error
+        raise dg.Failure(redact(str(error)), allow_retries=False) from error
+    except Exception as error:
+        said = redact(str(error))
+        if said == str(error):
+            raise
+        raise dg.Failure(f"{type(error).__name__}: {said}") from None
 
 
 def _kind(rows: Sequence[Mapping[str, Any]], name: str) -> str:

@@ -1,0 +1,121 @@
+"""What `rl-assets verify` says of operation on a real instance of dagster.yaml, and that the runbook was tried."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import dagster as dg
+import psycopg
+import pytest
+from dagster._core.scheduler.instigation import InstigatorState, InstigatorStatus, SensorInstigatorData
+
+from rl_assets.automation.alerts import ALERT
+from rl_assets.operations import newest_migration, operations
+from rl_assets.settings import REPOSITORY, Settings
+from rl_assets.verify import Finding
+
+
+@pytest.fixture
+def instance(empty_postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dg.DagsterInstance:
+    """Dagster's instance as dagster.yaml has it, on a database of its own."""
+    for name in ("RL_ASSETS_ALERT_WEBHOOK", "RL_ASSETS_JSON_LOG", "RL_ASSETS_PRIVATE_HOSTS", "RL_ASSETS_UI_URL"):
+        monkeypatch.setenv(name, "")
+    monkeypatch.setenv("DAGSTER_HOME", str(REPOSITORY))
+    monkeypatch.setenv("DAGSTER_PG_URL", empty_postgres_url)
+    monkeypatch.setenv("RL_ASSETS_DAGSTER_DIR", str(tmp_path))
+    return dg.DagsterInstance.get()
+
+
+def found(conn: psycopg.Connection, settings: Settings) -> dict[str, Finding]:
+    return {finding.check: finding for finding in operations(conn, settings)}
+
+
+def test_a_new_installation_is_in_order(conn: psycopg.Connection, instance: dg.DagsterInstance, tmp_path: Path):
+    findings = found(conn, Settings(tmp_path))
+    assert {name: one.state for name, one in findings.items() if one.state != "pass"} == {}
+    assert set(findings) >= {"migrations", "role", "alerts", "private hosts", "JSON log", "pools", "run monitoring"}
+    assert set(findings) >= {"freshness", "tick retention", "sensors", "ticks", "undelivered alerts", "stale assets"}
+
+
+def test_what_is_wrong_is_said_with_what_to_do(
+    conn: psycopg.Connection, instance: dg.DagsterInstance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    conn.execute("UPDATE rl_assets.alembic_version SET version_num = '0001'")
+    monkeypatch.setenv("RL_ASSETS_PRIVATE_HOSTS", "10.0.0.0/99")
+    monkeypatch.setenv("RL_ASSETS_JSON_LOG", "/no/such/directory/log")
+    monkeypatch.setenv("RL_ASSETS_ALERT_WEBHOOK", "http://169.254.169.254/")
+    failed = instance.create_run_for_job(an_operation)
+    instance.add_run_tags(failed.run_id, {ALERT: "undelivered"})
+    switch_off(instance, "training_sensor")
+    production = Settings(tmp_path, database_url="postgresql://me@host/babylon")
+    findings = found(conn, production)
+    assert {name: one.state for name, one in findings.items() if one.state != "pass"} == {
+        "migrations": "fail",
+        "role": "warn",  # the embedded server's own, which production would not use
+        "alerts": "fail",
+        "private hosts": "fail",
+        "JSON log": "fail",
+        "sensors": "warn",
+        "undelivered alerts": "warn",
+    }
+    assert findings["migrations"].detail == f"at 0001, the code wants {newest_migration()}"
+    assert "rl-assets db migrate" in findings["migrations"].remedy
+    assert findings["sensors"].detail == "switched off: training_sensor"
+    assert all(one.remedy for one in findings.values() if one.state != "pass")
+
+
+def test_without_a_webhook_production_is_warned(
+    conn: psycopg.Connection, instance: dg.DagsterInstance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    production = Settings(tmp_path, database_url="postgresql://me@host/babylon")
+    assert found(conn, production)["alerts"].state == "warn"
+    monkeypatch.setenv("RL_ASSETS_ALERT_WEBHOOK", "https://hooks.example.org/T0/x1y2z3")
+    alerts = found(conn, production)["alerts"]
+    assert alerts.state == "pass"
+    assert "x1y2z3" not in alerts.detail
+
+
+def test_every_row_of_the_runbook_names_tests_that_exist():
+    text = (REPOSITORY / "docs" / "operations.md").read_text(encoding="utf-8")
+    table = text.split("| what one sees |")[1].split("\n\n")[0].splitlines()[2:]
+    assert len(table) >= 15
+    for row in table:
+        tests = re.findall(r"`([\w/]+\.py)(?:::(\w+))?`", row.rsplit("|", 2)[1])
+        assert tests, row
+        for path, name in tests:
+            source = (REPOSITORY / "rl_assets_tests" / path).read_text(encoding="utf-8")
+            assert not name or f"def {name}(" in source, f"{path}::{name}"
+
+
+def test_the_threat_model_names_tests_that_exist():
+    text = (REPOSITORY / "docs" / "security.md").read_text(encoding="utf-8")
+    named = re.findall(r"`([\w/]+\.py)`", text)
+    assert len(named) >= 10
+    assert [path for path in named if not (REPOSITORY / "rl_assets_tests" / path).is_file()] == []
+
+
+@dg.op
+def nothing() -> None: ...
+
+
+@dg.job
+def an_operation() -> None:
+    nothing()
+
+
+def switch_off(instance: dg.DagsterInstance, name: str) -> None:
+    """What the UI does."""
+    from dagster._core.definitions.run_request import InstigatorType
+    from dagster._core.remote_origin import (
+        ManagedGrpcPythonEnvCodeLocationOrigin,
+        RemoteInstigatorOrigin,
+        RemoteRepositoryOrigin,
+    )
+    from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
+
+    where = ManagedGrpcPythonEnvCodeLocationOrigin(LoadableTargetOrigin(module_name="rl_assets.definitions"))
+    origin = RemoteInstigatorOrigin(RemoteRepositoryOrigin(where, "__repository__"), name)
+    instance.add_instigator_state(
+        InstigatorState(origin, InstigatorType.SENSOR, InstigatorStatus.STOPPED, SensorInstigatorData())
+    )
