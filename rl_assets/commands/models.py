@@ -187,7 +187,7 @@ def _origins(generation: Generation, *, episodes: bool) -> None:
         click.echo("episode\tgroup\treward\thour\tscenario\tjudgement set")
         for s in generation.sources:
             told = (s.trajectory_id, s.group_id, f"{s.reward:.4f}", s.window, s.scenario, s.judgement_set)
-            click.echo("\t".join("-" if value is None else plain(value) for value in told))
+            click.echo("\t".join("-" if value is None else " ".join(plain(value).split()) for value in told))
 
 
 @models.command()

@@ -16,7 +16,7 @@ import numpy as np
 
 LARGEST_BET = 0.375
 """Of a bet on an observation in [-1, 1], so that no wealth falls below a quarter at once."""
-_HALVINGS = 40
+_HALVINGS = 24
 
 
 @dataclass(frozen=True, slots=True)

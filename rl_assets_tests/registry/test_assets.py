@@ -110,6 +110,8 @@ def test_what_the_gate_decided_is_carried_out_once(conn: psycopg.Connection, run
     assert first.success, said(first)
     shown = metadata(first, "deployed_model")
     assert (shown["champion_before"].value, shown["champion"].value, shown["version"].value) == (0, 1, "v1.0.1")
+    assert shown["rollout"].value == "step 1 is watched at 100 %"
+    assert "data:image/png;base64" in str(shown["lineage"].value)
     assert get_batch(conn, batch.id).state == "promoted"
     again = run("benchmark_evaluations", "deployed_model")
     assert again.success, said(again)

@@ -5,15 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import psycopg
+import pytest
 
 from rl_assets import harness
+from rl_assets.assets.deployments import carry_out
 from rl_assets.registry.health import probe
 from rl_assets.registry.models import champion_step, get_latest_rl_model, get_model, list_models, playable
 from rl_assets.registry.rollout import events_of, last_rollout
 from rl_assets.registry.stages import advance, begin, look
 from rl_assets.registry.terms import Terms
 from rl_assets.settings import Settings
-from rl_assets.store.ledger import Batch
+from rl_assets.store.ledger import Batch, advance_batch, get_batch
 from rl_assets_tests.registry.made import LINE, evaluated
 
 
@@ -42,3 +44,18 @@ def test_the_harness_plays_both_models_and_their_episodes_take_the_candidate_on(
     assert rollout is not None
     assert [event.decision for event in events_of(conn, rollout.id)] == ["started", "promoted"]
     assert "12 answers, 100 in a hundred legal" in events_of(conn, rollout.id)[0].reason
+
+
+def test_a_batch_that_passed_the_gate_begins_in_the_first_stage(
+    conn: psycopg.Connection, batch: Batch, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("ROLLOUT_STAGES", "5,100")
+    evaluated(conn, get_model(conn, LINE, 1), promote=True)
+    found = advance_batch(conn, batch.id, "evaluated")
+    assert "step 1 is with 5 % of the agents" in carry_out(conn, found, "a run")
+    assert (champion_step(conn, LINE), get_batch(conn, batch.id).state) == (0, "promoted")
+    # The same once more, as after a crash.
+    assert "is promoted already" in carry_out(conn, get_batch(conn, batch.id), "a run")
+    rollout = last_rollout(conn, LINE)
+    assert rollout is not None
+    assert (rollout.state, rollout.percentage) == ("staged", 5)
