@@ -6,6 +6,7 @@ file that only this account can read; what is told holds neither it nor a key.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import time
@@ -33,7 +34,8 @@ Tell = Callable[[str, Any], None]
 """Passes on one thing that happened: `access`, `reply` or `decision`, with its value as JSON."""
 JOIN_KEY = "RL_ASSETS_A2A_KEY"
 MOVE_SECONDS = 10.0
-"""How long a turn waits for the others of a shared clock; without them its reward is that of the order alone."""
+"""How long a turn waits for the others of a shared clock, to join and to act. Where they do not act in time, the step's
+reward is that of the order alone."""
 TRADES = {Do.BUY_YES, Do.BUY_NO, Do.SELL_YES, Do.SELL_NO, Do.LONG, Do.SHORT, Do.CLOSE}
 _SECRETS = ("token", "session", "key")
 
@@ -155,7 +157,10 @@ async def _joined(market: Witness, job: Job) -> tuple[MarketDay, dict[str, Any]]
 
 
 async def _decide(job: Job, market: Witness, day: MarketDay, clock: dict[str, Any], tell: Tell, path: Path) -> None:
-    config = day.config
+    config, deadline = day.config, time.monotonic() + MOVE_SECONDS
+    while not _told(clock, "open") and time.monotonic() < deadline:
+        await asyncio.sleep(0.2)
+        clock = _clock(await market.call("getClock"))
     if not _told(clock, "open"):
         raise RlAssetsError("the market opens when all its agents have joined; register as many as it has places")
     if _told(clock, "acted"):

@@ -14,7 +14,7 @@ import pytest
 from psycopg.sql import SQL, Identifier
 
 from rl_assets.a2a.client import RemoteError
-from rl_assets.agents import prompt
+from rl_assets.agents import prompt, turn
 from rl_assets.agents.coordinator import why_nothing_to_do
 from rl_assets.agents.reply import Reply
 from rl_assets.agents.runner import Game
@@ -258,12 +258,16 @@ def test_a_tick_whose_hour_is_over_or_has_not_come_is_not_played(
     assert tick(conn, url, tmp_path, 55, late=1)["rule"].outcome == "played"
 
 
-def test_agents_of_one_clock_play_when_all_have_joined(conn: psycopg.Connection, serve: Servers, tmp_path: Path):
+def test_agents_of_one_clock_play_when_all_have_joined(
+    conn: psycopg.Connection, serve: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     url = serve(agents=2).url
     enrol(conn, "first", "reference", {"name": "hold"})
+    monkeypatch.setattr(turn, "MOVE_SECONDS", 0.0)
     report = tick(conn, url, tmp_path)["first"]
-    assert (report.outcome, str(report.reason)[:30]) == ("failed", "the market opens when all its ")
+    assert (report.outcome, str(report.reason)[:31]) == ("failed", "the market opens when all its a")
     enrol(conn, "second", "reference", {"name": "momentum"})
+    monkeypatch.setattr(turn, "MOVE_SECONDS", 200.0)
     for minute in (5, 10):
         assert {r.outcome for r in tick(conn, url, tmp_path, minute).values()} == {"played"}
     assert [[step.tick for step in episode.steps] for episode in recorded(conn)] == [[0, 1], [0, 1]]
