@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
-from rl_assets.agents import prompt
-from rl_assets.agents.neural import NeuralAgent, NeuralPolicy
+from rl_assets.agents import neural, prompt
+from rl_assets.agents.neural import NeuralAgent, NeuralPolicy, NeuralTable, most_at_once
 from rl_assets.agents.replay import replay
 from rl_assets.agents.runner import Assignment, World, play
 from rl_assets.episodes import Episode, Policy
 from rl_assets.errors import MissingCheckpoint
+from rl_assets.market.engine import Engine
 from rl_assets.market.generate import generate
 
 WORLDS: list[World] = [generate("train", seed) for seed in range(3)]
@@ -78,3 +81,27 @@ def test_what_was_heard_and_said_is_the_conversation_that_a_template_renders(che
 def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(MissingCheckpoint, match="holds no checkpoint"):
         NeuralPolicy(tmp_path / "0007")
+
+
+def test_as_many_play_side_by_side_as_memory_holds(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert most_at_once(checkpoint) >= 512
+    usual = played(checkpoint, WORLDS)
+    sat: list[int] = []
+    sit = NeuralAgent.sit
+
+    def watched(agent: NeuralAgent, engine: Engine, rows: np.ndarray, *rest: Any) -> NeuralTable:
+        sat.append(len(rows))
+        return sit(agent, engine, rows, *rest)
+
+    monkeypatch.setattr(neural, "CACHE_BYTES", 5 * neural.CACHE_BYTES // most_at_once(checkpoint))
+    monkeypatch.setattr(NeuralAgent, "sit", watched)
+    assert [said(e) for e in played(checkpoint, WORLDS)] == [said(e) for e in usual]
+    assert sat == [5, 5, 2]
+
+
+def test_many_texts_are_encoded_and_decoded_as_one_is(checkpoint: Path) -> None:
+    policy = NeuralPolicy(checkpoint)
+    texts = [*prompt.legal_actions(WORLDS[0][0].config), "", "a b  c\n😀"]
+    tokens = policy.encode_all(texts)
+    assert tokens == [policy.encode(text) for text in texts]
+    assert [policy.text_of(tuple(t)) for t in tokens] == [policy.text_of(tuple(t)) for t in tokens] == texts
