@@ -165,7 +165,7 @@ def measured(episodes: int) -> dict[str, Cost]:
             fill(conn, episodes)
         found = {stage: processes.submit(cost, stage, url, Path(directory)).result() for stage in STAGES}
         size = (Path(directory) / "trajectories.parquet").stat().st_size / 1e6
-    print(f"{episodes:,} episodes of {STEPS} steps, {size:.0f} MB of Parquet")
+    print(f"{episodes:,} episodes of {STEPS} steps, {size:.1f} MB of Parquet")
     for stage, one in found.items():
         print(f"  {stage:26} {one}   {episodes / one.cpu:8,.0f} episodes per CPU second")
     ratio = found["group"].cpu / found["polars group-by"].cpu
