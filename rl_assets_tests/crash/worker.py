@@ -6,6 +6,7 @@ Orders come as lines of JSON, and so do answers: the signal that ended the child
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -20,6 +21,9 @@ from rl_assets.automation.partitions import BATCHES
 from rl_assets.automation.runs import RUN_KEY
 from rl_assets.automation.sensors import training_sensor
 from rl_assets.definitions import build_defs
+from rl_assets.market.audit import audit_kind_skill
+from rl_assets.market.leakage import audit_kind
+from rl_assets.market.snapshot import WorldConfig
 from rl_assets.resources import Database, Lake, Trainer
 from rl_assets_tests.crash.points import Points
 
@@ -122,6 +126,10 @@ def main() -> None:
     torch.set_num_threads(1)
     # Pictures take half the time and have tests of their own.
     setattr(Figure, "draw", lambda *_: None)  # noqa: B010
+    # Kept by the functions, and the same for every child.
+    audit_kind(WorldConfig())
+    audit_kind_skill(WorldConfig())
+    gc.freeze()  # no child looks through what was there before it
     answer("ready")
     for line in sys.stdin:
         order = Order(**json.loads(line))
