@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 
 from rl_assets.errors import ConfigurationError, MalformedInput, RlAssetsError
 
@@ -31,11 +31,14 @@ def place_of(text: str) -> Place:
         return Path(text).expanduser().absolute()
     from upath import UPath  # takes a second to import
 
-    found = UPath(text.rstrip("/"))
     try:
+        found = UPath(text.rstrip("/"))
         found.fs  # noqa: B018  # loads the driver
     except (ImportError, ValueError) as error:
-        raise ConfigurationError(f"{found.protocol}:// cannot be used as a store: {_line(error)}") from error
+        protocol = text.partition("://")[0]
+        raise ConfigurationError(
+            f"{protocol}:// cannot be used as a store ({_line(error)}); install its driver"
+        ) from error
     return found
 
 
@@ -78,6 +81,19 @@ def local_directory(place: Place, *names: str) -> Iterator[Path]:
         for name in names:
             _get(place / name, Path(directory) / name)
         yield Path(directory)
+
+
+@contextmanager
+def readable_file(place: Place) -> Iterator[Path | BinaryIO]:
+    """What is at a place, for a reader that wants some parts of it: from a store only these are fetched. Raises as
+    `local_file` does."""
+    if isinstance(place, Path):
+        yield place
+        return
+    with _asking(place, "read"):
+        stream = place.open("rb")
+    with stream:
+        yield stream
 
 
 def keep_directory(directory: Path, place: Place) -> None:

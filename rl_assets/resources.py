@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import psycopg
 
     from rl_assets.judging import Judge as JudgeProtocol
+    from rl_assets.judging.parts import Chosen
     from rl_assets.training.base import BasePolicy
     from rl_assets.training.remote_models import RemoteBase
     from rl_assets.training.result import TrainingResult
@@ -127,20 +128,19 @@ class Judge(dg.ConfigurableResource):
     def members(self) -> int:
         return self.group_size or Settings.from_env().group_size
 
-    def build(self, conn: "psycopg.Connection") -> "JudgeProtocol":
-        """The judge; `ruler` keeps its answers and its budget in the database. Raises ConfigurationError."""
-        from rl_assets.judging import OutcomeJudge
+    @property
+    def chosen(self) -> "Chosen":
+        """Which judge, as the environment says where nothing is filled in here."""
+        from rl_assets.judging.parts import Chosen
 
         settings = Settings.from_env()
+        given = {name: value for name in _RULER if (value := getattr(self, name)) not in ("", None)}
         kind = self.kind or ("ruler" if self.model else settings.judge)
-        if kind == "outcome":
-            return OutcomeJudge()
-        if kind == "ruler":
-            from rl_assets.judging.ruler import RulerJudge
+        return Chosen(kind, replace(settings.ruler, **given))
 
-            given = {name: value for name in _RULER if (value := getattr(self, name)) not in ("", None)}
-            return RulerJudge(replace(settings.ruler, **given), conn)
-        raise ConfigurationError(f"there is no judge {kind!r}; use `outcome` or `ruler`")
+    def build(self, conn: "psycopg.Connection") -> "JudgeProtocol":
+        """The judge; `ruler` keeps its answers and its budget in the database. Raises ConfigurationError."""
+        return self.chosen.build(conn)
 
 
 _RULER = tuple(field.name for field in fields(RulerSettings) if field.name in Judge.model_fields)

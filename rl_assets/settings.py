@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, MutableMapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -78,6 +78,14 @@ class RulerSettings:
             raise ConfigurationError(
                 "RULER_JUDGE_BASE_URL holds a user, a password or a query; leave them out and set RULER_JUDGE_API_KEY"
             )
+
+    def shared(self, among: int) -> RulerSettings:
+        """What each of so many judges may ask for at a time. The budget is in the database, for all of them."""
+        return replace(
+            self,
+            concurrency=max(self.concurrency // among, 1),
+            requests_per_minute=max(self.requests_per_minute // among, 1) if self.requests_per_minute else 0,
+        )
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> RulerSettings:

@@ -1,4 +1,4 @@
-"""The instance files of a Ray and of a Kubernetes cluster: what they share with ours, and that their launchers take them."""
+"""The instance files of a Ray and of a Kubernetes cluster: ours but for a launcher, which takes what they say."""
 
 from __future__ import annotations
 

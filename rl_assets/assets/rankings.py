@@ -12,14 +12,13 @@ from rl_assets.assets.shown import OWNERS, columns, picture, plainly, required, 
 from rl_assets.automation.partitions import HOURS
 from rl_assets.automation.policies import JUDGE, JUDGED
 from rl_assets.resources import Database, Judge, Lake
+from rl_assets.spread import spread, width
 
 if TYPE_CHECKING:
     import psycopg
 
-    from rl_assets.episodes import Episode
-    from rl_assets.grouping import Group
     from rl_assets.judging import Judge as JudgeProtocol
-    from rl_assets.judging import JudgementSet, Ranking
+    from rl_assets.judging import JudgementSet
 
 GROUPS_AT_ONCE = 500
 """Groups whose episodes are in memory while they are judged."""
@@ -73,6 +72,7 @@ def judged_rankings(
     context: dg.AssetExecutionContext, database: Database, lake: Lake, judge: Judge
 ) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult]:
     from rl_assets.judging import JudgementSet
+    from rl_assets.judging.parts import Judging, Part
     from rl_assets.judging.ruler_report import sets_plot
     from rl_assets.reports.plots import reward_histogram
     from rl_assets.store.ledger import record_judgements
@@ -86,20 +86,21 @@ def judged_rankings(
                 directory / "groups.parquet",
                 f"grpo_groups of {window} is not there; materialize it before judged_rankings",
             )
-            groups, ranker, again, rankings = read_groups(path), judge.build(conn), judge.build(conn), []
+            groups, ranker, rankings = read_groups(path), judge.build(conn), []
             versions[window] = read_versions(directory / "versions.parquet")
-            # So many groups at a time: an hour may hold more episodes than memory.
-            with window_episodes(directory / "trajectories.parquet") as episodes:
+            judging = Judging(judge.chosen, directory / "trajectories.parquet", database.url, width())
+            with window_episodes(judging.trajectories) as episodes:
                 ordered = episodes.by_place(groups)
-                for start in range(0, len(ordered), GROUPS_AT_ONCE):
-                    some = ordered[start : start + GROUPS_AT_ONCE]
-                    members = episodes.of(some)
-                    found = ranker.rank_all(some, members)
-                    unstable += _unstable(again, window, some, found, members)
-                    rankings += found
-                    for verdict in (verdict for ranking in found for verdict in ranking.verdicts):
-                        policy = str(members[verdict.trajectory_id].policy)
-                        by_policy.setdefault(policy, array("d")).append(verdict.score)
+                # So many groups at a time: an hour may hold more episodes than memory.
+                some = [ordered[start : start + GROUPS_AT_ONCE] for start in range(0, len(ordered), GROUPS_AT_ONCE)]
+                parts = [Part(each, episodes.rows(each)) for each in some]
+            for found in spread(judging, parts):
+                rankings += found.rankings
+                unstable += [{"window": window, "group": group_id} for group_id in found.unstable]
+                for policy, scores in found.by_policy.items():
+                    by_policy.setdefault(policy, array("d")).extend(scores)
+                if found.report is not None:
+                    ranker.report.add(found.report)
             first = JudgementSet.of(window, ranker, rankings, groups)
             incomplete += _incomplete(first)
             sets[window] = first
@@ -160,19 +161,6 @@ def _incomplete(judgement: "JudgementSet") -> list[dict]:
             or not all(math.isfinite(v.score) and 0.0 <= v.score <= 1.0 for v in ranking.verdicts)
         )
     ]
-
-
-def _unstable(
-    judge: "JudgeProtocol",
-    window: str,
-    groups: list["Group"],
-    rankings: list["Ranking"],
-    episodes: dict[str, "Episode"],
-) -> list[dict]:
-    """Groups that another look ranks otherwise, or has to pay for."""
-    before = {ranking.group_id: ranking for ranking in rankings if ranking.verdicts}
-    again = judge.rank_all([group for group in groups if group.group_id in before], episodes)
-    return [{"window": window, "group": ranking.group_id} for ranking in again if ranking != before[ranking.group_id]]
 
 
 def _of_the_judge(judge: "JudgeProtocol", window: str) -> tuple[dict[str, Any], list[dict]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -79,6 +79,12 @@ class RulerReport:
 
     seen: list[Seen] = field(default_factory=list)
     usage: Usage = field(default_factory=Usage)
+
+    def add(self, other: RulerReport) -> None:
+        """Take in what another judge of the same window has seen and used."""
+        self.seen += other.seen
+        for each in fields(Usage):
+            setattr(self.usage, each.name, getattr(self.usage, each.name) + getattr(other.usage, each.name))
 
 
 class RulerJudge:

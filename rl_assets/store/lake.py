@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from rl_assets.episodes import Episode, Policy, Sampling, Step
 from rl_assets.errors import MalformedInput
-from rl_assets.places import Place, local_file, whole_file
+from rl_assets.places import Place, readable_file, whole_file
 
 ROWS_AT_ONCE = 1000
 _TIME = pa.timestamp("us", tz="UTC")
@@ -107,7 +107,7 @@ def parquet_file(path: Place, schema: pa.Schema) -> Iterator[pq.ParquetFile]:
     """A file that has at least these columns; read it in `readable`. Raises MalformedInput if it has not."""
     with ExitStack() as opened:
         with readable(path):
-            file = opened.enter_context(pq.ParquetFile(opened.enter_context(local_file(path))))
+            file = opened.enter_context(pq.ParquetFile(opened.enter_context(readable_file(path))))
             there = file.schema_arrow
             if any(there.get_field_index(field.name) < 0 or there.field(field.name) != field for field in schema):
                 raise MalformedInput(f"{path} does not hold what this version writes there; materialize it again")

@@ -8,9 +8,11 @@ groups.parquet         who is compared with whom
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -149,28 +151,42 @@ class WindowEpisodes:
         with readable(path):
             ids = file.read(["trajectory_id"])["trajectory_id"].to_pylist()
         self._rows = {identity: row for row, identity in enumerate(ids)}
-        sizes = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
-        self._starts = [sum(sizes[:number]) for number in range(len(sizes))]
 
     def by_place(self, groups: Sequence[Group]) -> list[Group]:
         """The groups in order of their first members' places: neighbours are then read together."""
         return sorted(groups, key=lambda group: min(self._rows[member] for member in group.trajectory_ids))
 
+    def rows(self, groups: Sequence[Group]) -> list[int]:
+        """The places in the file of the groups' members, for `read_rows`."""
+        return sorted(self._rows[member] for group in groups for member in group.trajectory_ids)
+
     def of(self, groups: Sequence[Group]) -> dict[str, Episode]:
         """The members of groups, by trajectory id."""
-        wanted = sorted(self._rows[member] for group in groups for member in group.trajectory_ids)
-        parts: dict[int, list[int]] = defaultdict(list)
-        number = 0
-        for row in wanted:
-            while number + 1 < len(self._starts) and row >= self._starts[number + 1]:
-                number += 1
-            parts[number].append(row - self._starts[number])
-        episodes: dict[str, Episode] = {}
-        with readable(self._path):
-            for number, rows in parts.items():
-                table = self._file.read_row_group(number, EPISODES.names).take(rows)
-                episodes.update((episode.trajectory_id, episode) for episode in episodes_of(table))
-        return episodes
+        return _read_rows(self._path, self._file, self.rows(groups))
+
+
+def read_rows(path: Place, rows: Sequence[int]) -> dict[str, Episode]:
+    """The episodes of a window in some rows of its file, by trajectory id; only the parts that hold them are read.
+
+    Raises MalformedInput if they cannot be read.
+    """
+    with parquet_file(path, EPISODES) as file:
+        return _read_rows(path, file, rows)
+
+
+def _read_rows(path: Place, file: pq.ParquetFile, rows: Sequence[int]) -> dict[str, Episode]:
+    sizes = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
+    starts = list(accumulate(sizes, initial=0))
+    parts: dict[int, list[int]] = defaultdict(list)
+    for row in rows:
+        number = bisect_right(starts, row) - 1
+        parts[number].append(row - starts[number])
+    episodes: dict[str, Episode] = {}
+    with readable(path):
+        for number, within in parts.items():
+            table = file.read_row_group(number, EPISODES.names).take(within)
+            episodes.update((episode.trajectory_id, episode) for episode in episodes_of(table))
+    return episodes
 
 
 @contextmanager

@@ -36,7 +36,7 @@ def instance() -> Iterator[dg.DagsterInstance]:
 
 
 def materialized(
-    assets: list[dg.AssetsDefinition], key: str, instance: dg.DagsterInstance, url: str, data: Path
+    assets: list[dg.AssetsDefinition], key: str, instance: dg.DagsterInstance, url: str, data: Path | str
 ) -> dg.ExecuteInProcessResult:
     resources = {"database": Database(url=url), "lake": Lake(directory=str(data)), "judge": Judge(kind="outcome")}
     return dg.materialize(
@@ -95,9 +95,9 @@ def test_a_snapshot_that_comes_out_differently_is_not_written(
     assert [row.materialized_at for row in list_snapshots(conn)] == [None]
 
 
-def played_hour(conn: psycopg.Connection, data: Path) -> str:
+def played_hour(conn: psycopg.Connection, data: Path, settings: Settings | None = None) -> str:
     """Record what random agents did on two snapshots; the window that it falls into."""
-    worlds = provide(conn, Settings(data), "train", range(2))
+    worlds = provide(conn, settings or Settings(data), "train", range(2))
     agent = provision_agents(conn, ["random"])["random"]
     episodes = play([Assignment(ReferenceAgent("random"), agent, 8)], worlds, seed=1, new_ids=new_trajectory_ids)
     write_episodes(conn, episodes)
