@@ -14,6 +14,9 @@ from pathlib import Path
 import dagster as dg
 import psycopg
 import pytest
+from dagster._core.workspace.context import WorkspaceProcessContext
+from dagster._core.workspace.load_target import EmptyWorkspaceTarget
+from dagster_graphql.schema import create_schema
 
 from rl_assets.automation.partitions import BATCHES
 from rl_assets.automation.runs import RUN_KEY, runs_of_batch
@@ -41,6 +44,13 @@ def looked(conn: psycopg.Connection, instance: dg.DagsterInstance, *, line: str 
 @pytest.fixture
 def instance() -> Iterator[dg.DagsterInstance]:
     with dg.DagsterInstance.ephemeral() as one:
+        yield one
+
+
+@pytest.fixture
+def kept_instance() -> Iterator[dg.DagsterInstance]:
+    """One that the UI may be opened on."""
+    with dg.instance_for_test() as one:
         yield one
 
 
@@ -180,8 +190,9 @@ def test_workers_and_sensors_at_once_train_each_episode_once(conn: psycopg.Conne
     ("state", "after"), [("reserved", "requested"), ("training", "failed"), ("trained", "repeated")]
 )
 def test_a_run_that_was_deleted_in_the_ui_is_made_up_for(
-    conn: psycopg.Connection, instance: dg.DagsterInstance, state: str, after: str
+    conn: psycopg.Connection, kept_instance: dg.DagsterInstance, state: str, after: str
 ):
+    instance = kept_instance
     register_base(conn, LINE, Path("/nowhere/0000"), "0" * 64, metrics={})
     wait_for_training(conn, 4)
     batch_id = getattr(looked(conn, instance).batch, "id", "")
@@ -191,7 +202,7 @@ def test_a_run_that_was_deleted_in_the_ui_is_made_up_for(
     for step in {"reserved": [], "training": ["training"], "trained": ["training", "trained"]}[state]:
         advance_batch(conn, batch_id, step, run_id=run.run_id)
     assert looked(conn, instance).run_key is None
-    instance.delete_run(run.run_id)
+    delete_in_the_ui(instance, run.run_id)
     found = looked(conn, instance)
     if after == "requested":
         assert found.run_key == f"{batch_id}:1"
@@ -202,6 +213,15 @@ def test_a_run_that_was_deleted_in_the_ui_is_made_up_for(
         assert found.run_key == f"{batch_id}:1:after-1"
     assert len(batches(conn, model_line=LINE)) == 1
     assert len(claimed_ids(conn, batch_id)) == 4
+
+
+def delete_in_the_ui(instance: dg.DagsterInstance, run_id: str) -> None:
+    """What the button of the UI asks over GraphQL."""
+    request = """mutation ($id: String!) { deletePipelineRun(runId: $id) { __typename } }"""
+    with WorkspaceProcessContext(instance, EmptyWorkspaceTarget()) as ui:
+        answer = create_schema().execute(request, variables={"id": run_id}, context=ui.create_request_context())
+    assert (answer.errors, answer.data) == (None, {"deletePipelineRun": {"__typename": "DeletePipelineRunSuccess"}})
+    assert instance.get_run_by_id(run_id) is None
 
 
 def test_a_batch_that_is_run_again_from_its_manifest_stays_the_model_that_it_is(
