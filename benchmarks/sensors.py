@@ -9,7 +9,6 @@ server's, taken together.
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,7 +16,7 @@ from statistics import median
 
 import psycopg
 
-from benchmarks.server import migrated_server
+from benchmarks.server import cpu_of, migrated_server
 from benchmarks.timing import Seconds, measure
 from rl_assets.registry.models import register_base
 from rl_assets.store.agents import provision_agents
@@ -138,18 +137,6 @@ def scans(conn: psycopg.Connection, work: Callable[[], object]) -> set[str]:
 def milliseconds(seconds: Seconds) -> str:
     low, high = min(seconds.runs) * 1000, max(seconds.runs) * 1000
     return f"{seconds.median * 1000:8.2f} ms ({low:.2f} … {high:.2f})"
-
-
-def cpu_of(conn: psycopg.Connection, work: Callable[[], object]) -> float:
-    """Milliseconds of CPU that a piece of work takes, here and in the process that serves this connection (Linux)."""
-    served = Path(f"/proc/{conn.info.backend_pid}/schedstat")
-
-    def spent() -> float:
-        return time.process_time_ns() / 1e6 + int(served.read_text().split()[0]) / 1e6
-
-    before = spent()
-    work()
-    return spent() - before
 
 
 def at(rows: int) -> None:

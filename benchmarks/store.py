@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 
 import psycopg
 
-from benchmarks.server import migrated_server
+from benchmarks.server import cpu_of, migrated_server
 from benchmarks.timing import measure, side_by_side
 from rl_assets.agents.runner import Assignment, ReferenceAgent, play
 from rl_assets.market.generate import generate
@@ -69,6 +69,14 @@ def main(episodes: int = 2000, repeats: int = 5) -> None:
 
         a, b, times = side_by_side(ours, bare, repeats)
         read = measure(lambda: read_episodes(conn, ids), repeats)
+
+        def cleared() -> None:
+            conn.execute("TRUNCATE trajectories, llm_call_logs CASCADE")
+
+        cpu = []
+        for work in (lambda: write_episodes(conn, record), lambda: [copied(conn, *one) for one in raw]):
+            cleared()
+            cpu.append(cpu_of(conn, work))
     now = datetime.now(UTC)
     rendering = measure(
         lambda: [
@@ -81,6 +89,7 @@ def main(episodes: int = 2000, repeats: int = 5) -> None:
     print(f"  write_episodes         {a.rate(len(record))} episodes/s")
     print(f"  bare COPY, same bytes  {b.rate(len(record))} episodes/s")
     print(f"  ours at {times} of the bare COPY's speed; rendering the rows takes {rendering} s of it")
+    print(f"  CPU of client and server: {cpu[0]:.0f} ms, bare {cpu[1]:.0f} ms, or {cpu[1] / cpu[0]:.2f}×")
     print(f"  read_episodes          {read.rate(len(record))} episodes/s")
 
 
