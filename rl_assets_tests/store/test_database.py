@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -8,7 +9,8 @@ import psycopg
 import pytest
 
 from rl_assets.errors import DatabaseError
-from rl_assets.store.database import connect, migrate
+from rl_assets.operations import newest_migration
+from rl_assets.store.database import MIGRATIONS, connect, migrate
 
 CATALOGUE = """
   SELECT table_name, column_name, data_type, is_nullable, column_default, character_maximum_length
@@ -43,6 +45,35 @@ def test_babylons_own_tables_are_left_as_they_are(empty_postgres_url: str, babyl
     before = rows(empty_postgres_url, CATALOGUE)
     migrate(empty_postgres_url)
     assert rows(empty_postgres_url, CATALOGUE) == before
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        'ALTER TABLE trajectories ADD COLUMN "ours" text',
+        'ALTER TABLE trajectories ALTER COLUMN "windowId" SET NOT NULL',
+        'DROP TABLE "Market" CASCADE',
+        'CREATE INDEX ON trajectories ("judgedAt")',
+        'CREATE TABLE rl_assets.extra (agent text REFERENCES "User" ("id"))',
+    ],
+)
+def test_a_migration_that_touches_a_table_of_babylon_is_refused_and_leaves_nothing(
+    postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harm: str
+):
+    scripts = tmp_path / "migrations"
+    shutil.copytree(MIGRATIONS, scripts)
+    head = newest_migration(scripts / "versions")
+    (scripts / "versions" / "v9999_harm.py").write_text(
+        f"from alembic import op\nrevision, down_revision = '9999', {head!r}\n"
+        f"def upgrade():\n    op.execute({harm!r})\n"
+    )
+    monkeypatch.setattr("rl_assets.store.database.MIGRATIONS", scripts)
+    before = rows(postgres_url, CATALOGUE)
+    with pytest.raises(DatabaseError, match="tables outside the schema rl_assets changed"):
+        migrate(postgres_url)
+    assert rows(postgres_url, CATALOGUE) == before
+    assert rows(postgres_url, "SELECT version_num FROM rl_assets.alembic_version") == [(head,)]
+    assert rows(postgres_url, "SELECT to_regclass('rl_assets.extra')") == [(None,)]
 
 
 def test_our_tables_of_babylon_are_those_of_babylon(empty_postgres_url: str, postgres_url: str, babylon_data: Path):
