@@ -22,7 +22,7 @@ from rl_assets.places import (
     readable_file,
     whole_file,
 )
-from rl_assets.registry.archive import archive_of, bring, bring_line, keep
+from rl_assets.registry.archive import archive_of, bring, bring_newest, keep
 from rl_assets.registry.checkpoints import checkpoint_digest
 from rl_assets.settings import Settings
 
@@ -128,7 +128,7 @@ def test_a_checkpoint_that_another_machine_made_is_fetched(tmp_path: Path, monke
     monkeypatch.setenv("RL_ASSETS_DATA", str(tmp_path))
     steps = tmp_path / "art" / "rl-assets" / "models" / "line" / "checkpoints"
     digests = {}
-    for step in ("0000", "0001"):
+    for step in ("0000", "0001", "0002"):
         (steps / step).mkdir(parents=True)
         (steps / step / "config.json").write_text(step)
         digests[step] = checkpoint_digest(steps / step)
@@ -136,11 +136,12 @@ def test_a_checkpoint_that_another_machine_made_is_fetched(tmp_path: Path, monke
     steps.rename(tmp_path / "lost")
     assert checkpoint_digest(steps / "0001") == digests["0001"]
     assert [each.name for each in steps.iterdir()] == ["0001"]
-    bring_line(steps)
-    assert {each.name: checkpoint_digest(each) for each in steps.iterdir()} == digests
-    assert not bring(steps / "0002")
+    bring_newest(steps)
+    found = {each.name: checkpoint_digest(each) for each in steps.iterdir()}
+    assert found == {step: digests[step] for step in ("0001", "0002")}
+    assert not bring(steps / "0003")
     with pytest.raises(MissingCheckpoint):
-        checkpoint_digest(steps / "0002")
+        checkpoint_digest(steps / "0003")
 
 
 def test_without_a_store_nothing_is_fetched_and_the_lake_is_the_data_directory(

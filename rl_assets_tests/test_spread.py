@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,14 +77,32 @@ class TwoNodes:
         self.cluster.remove_node(self.second, allow_graceful=False)  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def patiently(get_node: Callable[..., dict]) -> Callable[..., dict]:
+    """Ray gives a node 30 s to register, which a busy machine may need more of, and no setting says otherwise."""
+
+    def wait(*arguments: object) -> dict:
+        deadline = time.monotonic() + 600
+        while True:
+            try:
+                return get_node(*arguments)
+            except RuntimeError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
+
+    return wait
+
+
 @pytest.fixture
 def two_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[TwoNodes]:
     import ray  # pyright: ignore[reportMissingImports]
+    from ray._private import services  # pyright: ignore[reportMissingImports]
     from ray.cluster_utils import Cluster  # pyright: ignore[reportMissingImports]
 
     for name, value in {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_register_timeout_seconds": "600"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(services, "get_node", patiently(services.get_node))
     room = {"num_cpus": 1, "object_store_memory": 200_000_000, "include_log_monitor": False}
     cluster = Cluster(initialize_head=True, head_node_args={**room, "include_dashboard": False})
     try:

@@ -23,6 +23,7 @@ SHOWN = 400
 @dg.asset(
     partitions_def=HOURS,
     backfill_policy=dg.BackfillPolicy.single_run(),
+    retry_policy=dg.RetryPolicy(max_retries=2, delay=2, backoff=dg.Backoff.EXPONENTIAL),
     deps=["recorded_trajectories"],
     group_name="experience",
     kinds={"python", "parquet"},

@@ -28,15 +28,18 @@ def bring(checkpoint: Path) -> bool:
     return place is not None and bring_directory(place, checkpoint)
 
 
-def bring_line(checkpoints: Path) -> None:
-    """Fetch every step of a model line that is not on disk: the next training counts its step from those there.
+def bring_newest(checkpoints: Path) -> None:
+    """Fetch the newest step of a model line if it is not on disk: the next training counts its step from there, and a
+    training that another machine has saved is not done again.
 
     checkpoints: the directory that holds the steps of the line.
     """
-    any_step = archive_of(checkpoints / "0000")
-    if any_step is not None:
-        for archive in sorted(any_step.parent.glob(f"*{SUFFIX}"), key=lambda place: place.name):
-            bring(checkpoints / archive.name.removesuffix(SUFFIX))
+    first = archive_of(checkpoints / "0000")
+    if first is not None:
+        steps = [place.name.removesuffix(SUFFIX) for place in first.parent.glob(f"*{SUFFIX}")]
+        newest = max((step for step in steps if step.isdigit()), key=int, default=None)
+        if newest is not None:
+            bring(checkpoints / newest)
 
 
 def archive_of(checkpoint: Path) -> Place | None:

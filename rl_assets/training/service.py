@@ -18,7 +18,7 @@ import numpy as np
 from rl_assets.backends import CPU, LOCAL
 from rl_assets.episodes import Episode
 from rl_assets.errors import MalformedInput, MissingCheckpoint
-from rl_assets.registry.archive import bring_line, keep
+from rl_assets.registry.archive import bring, bring_newest, keep
 from rl_assets.registry.checkpoints import ADAPTER, checkpoint_digest
 from rl_assets.training.codec import staleness, to_groups
 from rl_assets.training.cpu import CpuBackend, CpuTraining
@@ -73,12 +73,14 @@ class GRPOTrainingService:
                 "give it to the service of its line"
             )
         manifest.check()
-        bring_line(self.checkpoint(0).parent)
+        bring_newest(self.checkpoint(0).parent)
         saved = self._saved(manifest.batch_id)
         if saved is not None:
             _log.info("batch %s is trained already: step %d", manifest.batch_id, saved)
             return self._result(manifest, saved, 0.0, episodes)
         base = self.checkpoint(manifest.base_step)
+        bring(base)
+        bring(self.checkpoint(0))
         if not (base / ("config.json" if self.backend_name == CPU else ADAPTER)).is_file():
             raise MissingCheckpoint(
                 f"checkpoint {base} is missing; restore it, or roll back to a kept step and free the batch"
