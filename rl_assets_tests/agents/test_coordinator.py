@@ -23,6 +23,8 @@ from rl_assets.assets.trajectories import recorded_trajectories
 from rl_assets.episodes import Episode, digest
 from rl_assets.errors import ConfigurationError
 from rl_assets.grouping import build_groups
+from rl_assets.market.config import WorldConfig
+from rl_assets.market.generate import generate
 from rl_assets.registry.checkpoints import checkpoint_digest
 from rl_assets.registry.models import register_base
 from rl_assets.resources import Database, Judge, Lake
@@ -153,11 +155,11 @@ def test_the_hour_passes_extraction_and_is_grouped_by_scenario(
 def test_the_next_hour_and_the_next_market_day_are_other_trajectories(
     conn: psycopg.Connection, serve: Servers, tmp_path: Path, model: LoopbackModel
 ):
-    url = serve().url
+    ticks = 3
+    url = serve(world=generate("train", 5, WorldConfig(ticks=ticks))).url
     enrol(conn, "llm", "endpoint", api(model))
-    ticks = WORLD[0].config.ticks
     for minute in range(ticks + 1):
-        tick(conn, url, tmp_path, 2 * minute)
+        tick(conn, url, tmp_path, minute)
     tick(conn, url, tmp_path, 60)
     found = rows(conn, 'SELECT "windowId", "episodeLength" FROM trajectories ORDER BY "trajectoryId"')
     assert found == [(WINDOW, ticks), (WINDOW, 1), ("2025-06-03T09:00", 1)]
