@@ -1,8 +1,12 @@
-"""Does one training on one batch make a policy better? Expected PnL on held-out days, before and after, seed by seed.
+"""Do batches, one after the other, make a policy better? Expected PnL on held-out days, seed by seed.
 
 Run as `python -m benchmarks.learning`. Each seed has a base policy of its own (the warm start's seed), days of its own
-to learn from, and draws of its own. Base and trained policy play the same gate snapshots with the same draws; the
-interval is of the difference per market day, since snapshots of a day share its luck.
+to learn from, and draws of its own. Every batch is played by the step that the one before has made. All steps play the
+same gate snapshots with the same draws; the interval is of the difference per market day, since snapshots of a day
+share its luck.
+
+With `--judge ruler` the rewards are the ranks of a judge on loopback that sees the transcripts alone, and each reward
+stands for its whole episode: nothing hidden says which step has earned it.
 """
 
 from __future__ import annotations
@@ -11,52 +15,53 @@ import itertools
 import math
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
 import numpy as np
 
-from rl_assets.settings import prepare_environment
+from rl_assets.settings import RulerSettings, prepare_environment
 
 prepare_environment()
 
-from rl_assets.agents.neural import NeuralAgent  # noqa: E402 - reads the environment
+from benchmarks._visible import by_moves  # noqa: E402 - reads the environment
+from rl_assets.agents.neural import NeuralAgent  # noqa: E402
 from rl_assets.agents.runner import Agent, Assignment, ReferenceAgent, World, play  # noqa: E402
 from rl_assets.episodes import Episode, Policy, digest  # noqa: E402
-from rl_assets.grouping import build_groups  # noqa: E402
+from rl_assets.grouping import Group, build_groups  # noqa: E402
 from rl_assets.judging import OutcomeJudge  # noqa: E402
+from rl_assets.judging.ruler import RulerJudge  # noqa: E402
+from rl_assets.judging.verdicts import Ranking  # noqa: E402
 from rl_assets.market.generate import generate  # noqa: E402
 from rl_assets.market.snapshot import SNAPSHOTS_PER_DAY, SPLITS  # noqa: E402
-from rl_assets.registry.evaluate import play_of  # noqa: E402
+from rl_assets.registry.evaluate import play_of, skill  # noqa: E402
 from rl_assets.registry.gate import compare  # noqa: E402
+from rl_assets.store.database import connect, migrate  # noqa: E402
+from rl_assets.store.embedded import EmbeddedPostgres  # noqa: E402
 from rl_assets.training.base import WarmStart, ensure_base_policy  # noqa: E402
 from rl_assets.training.manifest import Manifest, ManifestGroup  # noqa: E402
 from rl_assets.training.service import GRPOTrainingService  # noqa: E402
+from rl_assets_tests.judging.judge_server import loopback_judge  # noqa: E402
 
 LINE = "benchmark"
 GROUP_SIZE = 8
 QUANTILE = 1.96
+FRESH_GATE = 801_000
+"""The first gate seed that no setting was chosen by; those of the demo's gate and of trials come before."""
+Rank = Callable[[Sequence[Group], dict[str, Episode]], list[Ranking]]
 _ids = itertools.count()
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What a batch did to a policy. Money is in dollars per episode; low and high bound 95 % of the difference."""
+class Bounds:
+    """Expected PnL in dollars per episode of the reference agents on the gate."""
 
-    before: float
-    after: float
-    low: float
-    high: float
-    gate: str
-    trades_before: float
-    trades_after: float
-    drawdown_before: float
-    drawdown_after: float
-    breaches_after: float
-    seconds: dict[str, float]
-    metrics: dict[str, float]
+    hold: float
+    news_follower: float
+    oracle: float
 
 
 def played(agent: Agent, worlds: Sequence[World], siblings: int, seed: int, *, gate: bool = False) -> list[Episode]:
@@ -69,15 +74,33 @@ def played(agent: Agent, worlds: Sequence[World], siblings: int, seed: int, *, g
     )
 
 
-def manifest_of(episodes: Sequence[Episode], base_step: int) -> Manifest:
+@contextmanager
+def ranking_by(judge: str) -> Iterator[Rank]:
+    """The embedded judge, or RULER with a judge and a database of its own on loopback."""
+    if judge == "outcome":
+        yield OutcomeJudge().rank_all
+        return
+    with tempfile.TemporaryDirectory(prefix="learning-") as directory, loopback_judge() as server:
+        server.mode = by_moves
+        Path(directory).chmod(0o755)
+        postgres = EmbeddedPostgres(Path(directory) / "postgres", elsewhere=Path(directory) / "elsewhere")
+        postgres.up()
+        try:
+            migrate(postgres.url())
+            with connect(postgres.url()) as conn:
+                settings = RulerSettings("openai/judge", server.url, "none", passes=1, most_passes=1, outcome_weight=0)
+                yield lambda groups, by_id: RulerJudge(settings, conn).rank_all(groups, by_id)
+        finally:
+            postgres.down()
+
+
+def manifest_of(episodes: Sequence[Episode], base_step: int, rank: Rank) -> Manifest:
     """Group and judge as the pipeline does."""
     by_id = {episode.trajectory_id: episode for episode in episodes}
     window = episodes[0].window_id or ""
-    judge = OutcomeJudge()
-    rankings = [judge.rank(group, by_id) for group in build_groups(episodes, window_id=window, group_size=GROUP_SIZE)]
     groups = tuple(
         ManifestGroup(r.group_id, tuple(v.trajectory_id for v in r.verdicts), tuple(v.score for v in r.verdicts))
-        for r in rankings
+        for r in rank(build_groups(episodes, window_id=window, group_size=GROUP_SIZE), by_id)
         if r.trainable
     )
     batch_id = f"batch-{digest([group.group_id for group in groups])[:24]}"
@@ -94,39 +117,55 @@ def difference(worlds: Sequence[World], before: Sequence[Episode], after: Sequen
     return float(means.mean()), float(QUANTILE * means.std(ddof=1) / math.sqrt(len(means)))
 
 
-def learn(
-    data: Path, seed: int, step: int, train: Sequence[World], gate: Sequence[World], siblings: int, gate_siblings: int
-) -> Measured:
-    """One batch on top of a step of the line in `data`, which becomes the next step."""
-    service = GRPOTrainingService(data, LINE)
-    champion = NeuralAgent(service.checkpoint(step), Policy(LINE, step))
-    began = time.perf_counter()
-    episodes = played(champion, train, siblings, seed)
-    manifest = manifest_of(episodes, step)
-    ready = time.perf_counter()
-    result = service.train(manifest, {episode.trajectory_id: episode for episode in episodes})
-    trained = time.perf_counter()
-    assert isinstance(result.checkpoint_path, Path)
-    before = played(champion, gate, gate_siblings, seed, gate=True)
-    after = played(NeuralAgent(result.checkpoint_path, Policy(LINE, result.step)), gate, gate_siblings, seed, gate=True)
-    gain, half = difference(gate, before, after)
-    names = [snapshot.id for snapshot, _ in gate]
-    days = np.array([snapshot.day for snapshot, _ in gate])
-    theirs, ours = (play_of(e, Policy(LINE, s), names) for e, s in ((before, step), (after, result.step)))
-    return Measured(
-        before=float(np.mean([_pnl(episode) for episode in before])),
-        after=float(np.mean([_pnl(episode) for episode in after])),
-        low=gain - half,
-        high=gain + half,
-        gate=compare(days, ours, theirs, look=1).reason,
-        trades_before=float(theirs.trades.mean()),
-        trades_after=float(ours.trades.mean()),
-        drawdown_before=float(theirs.max_drawdown.mean()),
-        drawdown_after=float(ours.max_drawdown.mean()),
-        breaches_after=float(ours.breaches.mean()),
-        seconds={"play": ready - began, "train": trained - ready, "gate": time.perf_counter() - trained},
-        metrics=result.metrics,
-    )
+class Line:
+    """A model line in a directory, and what each of its steps has played on the gate."""
+
+    def __init__(self, data: Path, seed: int, gate: Sequence[World], siblings: int, bounds: Bounds) -> None:
+        self._service, self._seed, self._gate, self._siblings = GRPOTrainingService(data, LINE), seed, gate, siblings
+        self._bounds = bounds
+        self.play = [self._on_gate(0)]
+
+    def learn(self, train: Sequence[World], siblings: int, rank: Rank, *, blind: bool) -> None:
+        """One batch on top of the newest step, which becomes the next; a line about it is printed. blind: without the
+        credit of steps."""
+        step = len(self.play) - 1
+        began = time.perf_counter()
+        episodes = played(self._agent(step), train, siblings, self._seed)
+        judged = time.perf_counter()
+        if blind:
+            episodes = [replace(e, steps=tuple(replace(s, credit=None) for s in e.steps)) for e in episodes]
+        manifest = manifest_of(episodes, step, rank)
+        ready = time.perf_counter()
+        result = self._service.train(manifest, {episode.trajectory_id: episode for episode in episodes})
+        trained = time.perf_counter()
+        self.play.append(self._on_gate(step + 1))
+        _show_batch(self, result.metrics)
+        seconds = {"play": judged - began, "judge": ready - judged, "train": trained - ready}
+        seconds["gate"] = time.perf_counter() - trained
+        click.echo(f"  gate: {self._gated(step)}; " + ", ".join(f"{k} {v:.0f} s" for k, v in seconds.items()))
+
+    def since_base(self) -> tuple[float, float, float, float]:
+        """Expected PnL of the base and of the newest step, their difference, and half of its 95 % interval."""
+        gain, half = difference(self._gate, self.play[0], self.play[-1])
+        return *(float(np.mean([_pnl(e) for e in self.play[n]])) for n in (0, -1)), gain, half
+
+    def skill(self, step: int) -> float:
+        """Where between holding (0) and knowing everything (1) a step stands on the gate."""
+        found = skill(float(np.mean([_pnl(e) for e in self.play[step]])), self._bounds.hold, self._bounds.oracle)
+        assert found is not None
+        return found
+
+    def _gated(self, step: int) -> str:
+        names = [snapshot.id for snapshot, _ in self._gate]
+        days = np.array([snapshot.day for snapshot, _ in self._gate])
+        theirs, ours = (play_of(self.play[n], Policy(LINE, n), names) for n in (step, step + 1))
+        return compare(days, ours, theirs, look=1).reason
+
+    def _agent(self, step: int) -> NeuralAgent:
+        return NeuralAgent(self._service.checkpoint(step), Policy(LINE, step))
+
+    def _on_gate(self, step: int) -> list[Episode]:
+        return played(self._agent(step), self._gate, self._siblings, self._seed, gate=True)
 
 
 def _pnl(episode: Episode) -> float:
@@ -136,50 +175,76 @@ def _pnl(episode: Episode) -> float:
 
 @click.command()
 @click.option("--seeds", default=5, show_default=True, help="Base policies, each with days of its own.")
-@click.option("--batches", default=1, show_default=True, help="Trainings in a row, each on play of the newest step.")
-@click.option("--snapshots", default=160, show_default=True, help="Train snapshots per batch.")
+@click.option("--first-seed", default=0, show_default=True, help="The seed of the first of them.")
+@click.option("--batches", default=3, show_default=True, help="Trainings in a row, each on play of the newest step.")
+@click.option("--snapshots", default=128, show_default=True, help="Train snapshots per batch.")
 @click.option("--siblings", default=8, show_default=True, help="Episodes per train snapshot.")
 @click.option("--gate-snapshots", default=192, show_default=True, help="Held-out snapshots.")
-@click.option("--gate-siblings", default=2, show_default=True, help="Episodes per held-out snapshot and policy.")
+@click.option("--gate-siblings", default=1, show_default=True, help="Episodes per held-out snapshot and policy.")
+@click.option("--gate-seed", default=FRESH_GATE, show_default=True, help="The first held-out snapshot's seed.")
+@click.option("--judge", type=click.Choice(["outcome", "ruler"]), default="outcome", show_default=True)
 @click.option("--data", type=click.Path(path_type=Path), help="Where checkpoints are kept; by default nowhere.")
 def main(
-    seeds: int, batches: int, snapshots: int, siblings: int, gate_snapshots: int, gate_siblings: int, data: Path | None
+    seeds: int,
+    first_seed: int,
+    batches: int,
+    snapshots: int,
+    siblings: int,
+    gate_snapshots: int,
+    gate_siblings: int,
+    gate_seed: int,
+    judge: str,
+    data: Path | None,
 ) -> None:
     """Print, per seed and batch, what was earned before and after, and a line that sums it up."""
-    gate = [generate("gate", seed) for seed in SPLITS["gate"][:gate_snapshots]]
-    for name in ("hold", "post_follower", "news_follower"):
-        reference = played(ReferenceAgent(name), gate, gate_siblings, 0, gate=True)
-        click.echo(f"{name}: expected PnL {np.mean([_pnl(episode) for episode in reference]):+.2f}")
-    first: list[Measured] = []
-    last: list[Measured] = []
-    for seed in range(seeds):
-        with tempfile.TemporaryDirectory(prefix="learning-") as scratch:
+    gate = [generate("gate", seed) for seed in range(gate_seed, gate_seed + gate_snapshots)]
+    means = {
+        name: float(np.mean([_pnl(e) for e in played(ReferenceAgent(name), gate, gate_siblings, 0, gate=True)]))
+        for name in ("hold", "news_follower", "oracle")
+    }
+    click.echo("expected PnL: " + ", ".join(f"{name} {mean:+.2f}" for name, mean in means.items()))
+    bounds = Bounds(**means)
+    days = math.ceil(snapshots / SNAPSHOTS_PER_DAY)
+    gains = []
+    with ranking_by(judge) as rank, tempfile.TemporaryDirectory(prefix="learning-") as scratch:
+        for seed in range(first_seed, first_seed + seeds):
             home = (data or Path(scratch)) / f"seed-{seed}"
             began = time.perf_counter()
             base = ensure_base_policy(home, LINE, warm_start=WarmStart(seed=seed))
             loss = base.metrics["imitation_loss"]
             click.echo(f"seed {seed}: warm start {time.perf_counter() - began:.0f} s, loss {loss:.3f}")
+            line = Line(home, seed, gate, gate_siblings, bounds)
             for batch in range(batches):
-                start = (seed * batches + batch) * math.ceil(snapshots / SNAPSHOTS_PER_DAY) * SNAPSHOTS_PER_DAY
+                start = (seed * batches + batch) * days * SNAPSHOTS_PER_DAY
                 train = [generate("train", s) for s in SPLITS["train"][start : start + snapshots]]
-                measured = learn(home, seed, batch, train, gate, siblings, gate_siblings)
-                _show(f"seed {seed} batch {batch + 1}", measured)
-                (first if batch == 0 else last).append(measured)
-    better = sum(m.low > 0 for m in first)
-    gain = np.mean([m.after - m.before for m in first])
-    click.echo(f"first batch: better with 95 % confidence on {better} of {seeds} seeds, mean difference {gain:+.2f}")
-
-
-def _show(what: str, m: Measured) -> None:
-    seconds = ", ".join(f"{name} {value:.0f}" for name, value in m.seconds.items())
+                line.learn(train, siblings, rank, blind=judge == "ruler")
+            before, after, gain, half = line.since_base()
+            gains.append((gain, gain - half, after >= bounds.news_follower))
+            click.echo(
+                f"seed {seed}: expected PnL {before:+.2f} -> {after:+.2f}, difference {gain:+.2f} "
+                f"[{gain - half:+.2f}, {gain + half:+.2f}], skill {line.skill(0):.3f} -> {line.skill(-1):.3f}, "
+                f"trades {_mean(line.play[0], 'trades'):.1f} -> {_mean(line.play[-1], 'trades'):.1f}"
+            )
     click.echo(
-        f"{what}: expected PnL {m.before:+.2f} -> {m.after:+.2f}, difference {m.after - m.before:+.2f} "
-        f"[{m.low:+.2f}, {m.high:+.2f}], trades {m.trades_before:.1f} -> {m.trades_after:.1f}, "
-        f"drawdown {m.drawdown_before:.1f} -> {m.drawdown_after:.1f}, breaches {m.breaches_after:.3f}, "
-        f"entropy {m.metrics['loss/entropy']:.3f}, kl {m.metrics['loss/kl_base']:.3f}, "
-        f"best pass {m.metrics['data/best_pass']:.0f} of {m.metrics['data/passes']:.0f}, seconds: {seconds}"
+        f"better with 95 % confidence on {sum(low > 0 for _, low, _ in gains)} of {seeds} seeds, mean difference "
+        f"{np.mean([gain for gain, _, _ in gains]):+.2f}; {sum(reached for _, _, reached in gains)} of {seeds} earn at "
+        "least as much as following the news"
     )
-    click.echo(f"  the gate: {m.gate}")
+
+
+def _mean(episodes: Sequence[Episode], name: str) -> float:
+    return float(np.mean([getattr(episode, name) for episode in episodes]))
+
+
+def _show_batch(line: Line, metrics: dict[str, float]) -> None:
+    before, after = line.play[-2:]
+    names = {"trades": ".1f", "max_drawdown": ".1f", "breaches": ".3f"}
+    changes = (f"{name} {_mean(before, name):{form}} -> {_mean(after, name):{form}}" for name, form in names.items())
+    click.echo(
+        f"  batch {len(line.play) - 1}: expected PnL {_mean(before, 'expected_pnl'):+.2f} -> "
+        f"{_mean(after, 'expected_pnl'):+.2f}, {', '.join(changes)}, entropy {metrics['loss/entropy']:.3f}, "
+        f"kl {metrics['loss/kl_base']:.3f}, best pass {metrics['data/best_pass']:.0f} of {metrics['data/passes']:.0f}"
+    )
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import torch  # noqa: E402
 from transformers import LogitsProcessor, LogitsProcessorList  # noqa: E402
 
 from rl_assets.agents import prompt  # noqa: E402
-from rl_assets.agents.grammar import ROOT, Grammar  # noqa: E402
+from rl_assets.agents.grammar import END, ROOT, Grammar  # noqa: E402
 from rl_assets.agents.neural import NeuralAgent, NeuralPolicy, use_all_cores  # noqa: E402
 from rl_assets.agents.reply import Reply  # noqa: E402
 from rl_assets.agents.runner import Assignment, Game, World, play  # noqa: E402
@@ -43,7 +43,7 @@ class Legal(LogitsProcessor):
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         if not self._first:
             following = self._grammar.following[self._node, input_ids[:, -1].numpy()]
-            self._node = np.where(following < 0, self._grammar.end, following)
+            self._node = np.where(following < 0, END, following)
         self._first = False
         return scores.masked_fill(~torch.from_numpy(self._grammar.allowed[self._node]), float("-inf"))
 

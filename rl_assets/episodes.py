@@ -13,6 +13,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 WINDOW_FORMAT = "%Y-%m-%dT%H:00"
+NO_LOGPROBS = "no_logprobs"
+"""Why an episode cannot be trained on as it is, where the policy that is trained could still say how likely it was."""
 
 
 def window_of(moment: datetime) -> str:
@@ -121,7 +123,7 @@ class Episode:
         if not self.system or any(not step.observation for step in self.steps):
             return "no_prompt"
         if any(not step.logprobs for step in self.steps):
-            return "no_logprobs"
+            return NO_LOGPROBS
         if any(token < 0 for step in self.steps for token in step.token_ids):
             return "no_token_ids"
         if self.policy.step is None:

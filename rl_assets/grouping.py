@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from rl_assets.episodes import Episode, Policy, digest
+from rl_assets.episodes import NO_LOGPROBS, Episode, Policy, digest
 from rl_assets.errors import ConfigurationError
 
 
@@ -42,20 +42,23 @@ class Alike(NamedTuple):
     trajectory_ids: Sequence[str]
 
 
-def build_groups(episodes: Iterable[Episode], *, window_id: str, group_size: int) -> list[Group]:
+def build_groups(
+    episodes: Iterable[Episode], *, window_id: str, group_size: int, recompute: bool = False
+) -> list[Group]:
     """The groups that `deal` makes of episodes."""
     alike = (
         Alike(e.policy, e.snapshot_id, e.prompt_version, e.scenario_id, e.not_trainable, (e.trajectory_id,))
         for e in episodes
     )
-    return deal(alike, window_id=window_id, group_size=group_size)
+    return deal(alike, window_id=window_id, group_size=group_size, recompute=recompute)
 
 
-def deal(episodes: Iterable[Alike], *, window_id: str, group_size: int) -> list[Group]:
+def deal(episodes: Iterable[Alike], *, window_id: str, group_size: int, recompute: bool = False) -> list[Group]:
     """Every episode in exactly one group of at most `group_size`; the same groups whatever the order of the episodes.
 
     Episodes that cannot be trained on make groups of their own, so that they spoil no other. What cannot be trained on
-    is kept, with the reason: an episode's `not_trainable`, or `group_of_one`.
+    is kept, with the reason: an episode's `not_trainable`, or `group_of_one`. recompute: whether episodes of a known
+    policy step that lack logprobs count as trainable, since the training will compute them.
 
     Raises ConfigurationError if in groups of that size nothing could be compared.
     """
@@ -64,7 +67,9 @@ def deal(episodes: Iterable[Alike], *, window_id: str, group_size: int) -> list[
     comparable: dict[tuple[str, str, str], tuple[Policy, list[str]]] = {}
     for some in episodes:
         kind, key = _common(some, window_id)
-        comparable.setdefault((kind, key, some.not_trainable or ""), (some.policy, []))[1].extend(some.trajectory_ids)
+        mended = recompute and some.not_trainable == NO_LOGPROBS and some.policy.step is not None
+        trouble = "" if mended else some.not_trainable or ""
+        comparable.setdefault((kind, key, trouble), (some.policy, []))[1].extend(some.trajectory_ids)
     groups = []
     for (kind, key, trouble), (policy, ids) in sorted(comparable.items(), key=lambda item: item[0]):
         for members in _deal(sorted(ids, key=_age), group_size):

@@ -169,6 +169,12 @@ class Trainer(dg.ConfigurableResource):
         ge=0,
         description="Fresh judged episodes that start a training. 0: TRAINING_MIN_TRAJECTORIES, by default 1000.",
     )
+    recompute_logprobs: bool = Field(
+        default=False,
+        description="What becomes of episodes of a known policy step that were recorded without logprobs. Off: they "
+        "are left out of every batch, as `no_logprobs`. On: groups may be trained on with them, and the step that is "
+        "trained says how likely their answers were; only on the backend `cpu`.",
+    )
 
     @property
     def line(self) -> str:
@@ -206,7 +212,7 @@ class Trainer(dg.ConfigurableResource):
         """What trains the line. Raises ConfigurationError."""
         from rl_assets.training.lines import service_of
 
-        return service_of(self.settings, data_dir, conn)
+        return service_of(self.settings, data_dir, conn, recompute=self.recompute_logprobs)
 
     def base(self, data_dir: Path, on_progress: Callable[[int, int], None]) -> "BasePolicy | RemoteBase":
         """Step 0 of the line, made where there is none; `on_progress` is called with updates done and in all."""

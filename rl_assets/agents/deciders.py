@@ -153,7 +153,7 @@ class _Local:
             render = neural.following
         context += neural.encode(render(clock["observation"], 0))
         draws = np.random.default_rng((seed, clock["tick"])).random((1, neural.max_tokens))
-        (reply,) = Conversations(neural, [system], 1.0).continue_with([context], draws)
+        (reply,) = Conversations(neural, [system], 1.0).continue_with([context], [clock["observation"]], draws)
         return reply
 
 

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from rl_assets.agents import prompt
 from rl_assets.agents.cache import growing_cache
-from rl_assets.agents.grammar import ROOT, Grammar, load_grammar
+from rl_assets.agents.grammar import Grammar, load_grammar
 from rl_assets.agents.reply import Reply
 from rl_assets.agents.runner import uniform_draws
 from rl_assets.episodes import Policy, Sampling
@@ -149,17 +149,24 @@ class Conversations:
         """One reply per episode. draws: float64 (episodes, at least max_tokens), uniform in [0, 1)."""
         render = self.policy.following if self._started else self.policy.opening_of(self.systems)
         told = self.policy.encode_all([render(text, row) for row, text in enumerate(observations)])
-        return self.continue_with(told, draws)
+        return self.continue_with(told, observations, draws)
 
     @torch.inference_mode()
-    def continue_with(self, segments: Sequence[list[int]], draws: np.ndarray) -> list[Reply]:
-        """One reply per episode to what each is told in tokens, after what it has heard and said already."""
+    def continue_with(
+        self, segments: Sequence[list[int]], observations: Sequence[str], draws: np.ndarray
+    ) -> list[Reply]:
+        """One reply per episode to what each is told in tokens, after what it has heard and said already.
+
+        observations: the texts of what is told last, which decide what a grammar allows.
+        """
         began = time.perf_counter()
         policy, n = self.policy, len(segments)
         self._started = True
         logits = self._feed([self._unfed[row] + segment for row, segment in enumerate(segments)])
         prompt_tokens = self._length.tolist()
-        node = np.full(n, ROOT)
+        node = np.zeros(n, int)
+        if policy.grammar is not None:
+            node[:] = [policy.grammar.start(prompt.means_of(text)) for text in observations]
         said: list[list[int]] = [[] for _ in range(n)]
         logprobs: list[list[float]] = [[] for _ in range(n)]
         fed = [0] * n

@@ -6,6 +6,9 @@ A change of wording is a change of `PROMPT_VERSION`: episodes of different versi
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -26,6 +29,16 @@ MOST_DOLLARS = 1e9
 """Beyond this a size is not an amount of money; JSON has numbers that no float can hold."""
 
 HOLD_TEXT = '{"do":"hold"}'
+_HEAD = re.compile(r"t \d+ cash (\d+)", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Means:
+    """What an observation says an agent has. cash: dollars, at most the largest of SIZES. held: instruments in which it
+    has a position."""
+
+    cash: int
+    held: frozenset[str]
 
 
 def system_message(config: WorldConfig) -> str:
@@ -147,6 +160,29 @@ def legal_actions(config: WorldConfig) -> list[str]:
     return texts + [render(Do.JOIN, name, 0) for name in config.channels]
 
 
+def means_of(observation: str) -> Means | None:
+    """What an agent who sees this has to act with; None where the text is not an observation of this format."""
+    first, *lines = observation.split("\n")
+    head = _HEAD.fullmatch(first)
+    if head is None:
+        return None
+    held = (line.split(" ", 1)[0] for line in lines if line[:1] not in ("@", "#") and not line.endswith(" flat"))
+    return Means(min(int(head[1]), SIZES[-1]), frozenset(held))
+
+
+def suffices(means: Means, action: str) -> bool:
+    """Whether the exchange would take a canonical action from who has these means: nobody spends more than there is, or
+    closes what is not open. A perpetual's fee comes on top, so that very rarely one is refused all the same."""
+    market, do, size = _asked(action)
+    return market in means.held if do == Do.CLOSE else size <= means.cash
+
+
+@lru_cache(maxsize=1024)
+def _asked(action: str) -> tuple[str, Do, float]:
+    read = parse(action)
+    return read.get("market", ""), Do[read["do"].upper()], read.get("size", 0.0)
+
+
 def parse(response: str) -> dict[str, Any]:
     """The first JSON object in a response. Raises ValueError that says what is wrong with it."""
     start = response.find("{")
@@ -219,7 +255,11 @@ def _read_deep(response: str, config: WorldConfig) -> tuple[tuple[int, int, floa
 
 
 def vocabulary() -> list[str]:
-    """Pieces of text that the format is made of, for a tokenizer of the domain. Order is fixed."""
+    """Pieces of text that the format is made of, for a tokenizer of the domain. Order is fixed.
+
+    In the plain world each action and each post is one piece: what a post means for an action is then a sum over the
+    posts in sight, which a small policy learns far sooner than to put it together from words.
+    """
     from rl_assets.market.config import MARKET_NAMES, PERP_NAMES
 
     names = MARKET_NAMES + PERP_NAMES
@@ -235,7 +275,9 @@ def vocabulary() -> list[str]:
         f',"do":"{do.name.lower()}"' for do in (Do.BUY_YES, Do.BUY_NO, Do.SELL_YES, Do.SELL_NO, Do.LONG, Do.SHORT)
     ]
     pieces += [',"do":"close"}'] + [f',"size":{size}}}' for size in SIZES]
-    return pieces
+    plain = WorldConfig()
+    pieces += [f"\n@{s.name} {way} {name}" for s in SOURCES for way in ("up", "down") for name in plain.instruments]
+    return list(dict.fromkeys(pieces + legal_actions(plain)))
 
 
 def _money(value: np.ndarray) -> np.ndarray:

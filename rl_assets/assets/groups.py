@@ -9,7 +9,7 @@ import dagster as dg
 
 from rl_assets.assets.shown import OWNERS, columns, picture, plainly, required, table
 from rl_assets.automation.partitions import HOURS
-from rl_assets.resources import Judge, Lake
+from rl_assets.resources import Judge, Lake, Trainer
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -56,7 +56,7 @@ SHOWN = 400
     },
 )
 def grpo_groups(
-    context: dg.AssetExecutionContext, lake: Lake, judge: Judge
+    context: dg.AssetExecutionContext, lake: Lake, judge: Judge, trainer: Trainer
 ) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult]:
     from rl_assets.grouping import deal
     from rl_assets.reports.plots import group_spread
@@ -72,9 +72,10 @@ def grpo_groups(
                 f"recorded_trajectories of {window} is not there; materialize it before grpo_groups",
             )
             alike, pnl = read_alike(path)
-            groups = deal(alike, window_id=window, group_size=judge.members)
+            how = {"window_id": window, "group_size": judge.members, "recompute": trainer.recompute_logprobs}
+            groups = deal(alike, **how)
             backwards = [some._replace(trajectory_ids=some.trajectory_ids[::-1]) for some in reversed(alike)]
-            if deal(backwards, window_id=window, group_size=judge.members) != groups:
+            if deal(backwards, **how) != groups:
                 unstable.append({"window": window})
             lost += _miscounted(window, pnl["trajectory_id"].to_pylist(), groups)
             groups = hold_back(groups, window, datetime.now(UTC), judge.members)

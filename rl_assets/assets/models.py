@@ -99,6 +99,7 @@ def base_policy(
     },
 )
 def training_batches(context: dg.AssetExecutionContext, database: Database, lake: Lake) -> dg.MaterializeResult:
+    from rl_assets.episodes import NO_LOGPROBS
     from rl_assets.reports.plots import group_spread
     from rl_assets.store.episodes import read_episodes
     from rl_assets.store.lake import write_episodes_parquet, write_json
@@ -112,7 +113,8 @@ def training_batches(context: dg.AssetExecutionContext, database: Database, lake
         episodes = read_episodes(conn, manifest.trajectory_ids)
         directory = lake.batch(batch.id)
         write_episodes_parquet(directory / "episodes.parquet", [episodes[i] for i in manifest.trajectory_ids])
-        write_json(directory / "manifest.json", manifest.to_json())
+        silent = sum(episode.not_trainable == NO_LOGPROBS for episode in episodes.values())
+        write_json(directory / "manifest.json", {**manifest.to_json(), "without_logprobs": silent})
         replayed, faults = replay_sample(list(episodes.values()), lake.snapshots, None)
     astray = set(manifest.trajectory_ids) ^ set(claimed)
     rewards = {group.group_id: list(group.rewards) for group in manifest.groups}
@@ -121,6 +123,7 @@ def training_batches(context: dg.AssetExecutionContext, database: Database, lake
             "dagster/row_count": len(manifest.trajectory_ids),
             "groups": len(manifest.groups),
             "base_step": manifest.base_step,
+            "without_logprobs": silent,
             "forced_by": batch.forced_by or "nobody",
             "attempt": batch.attempt,
             "windows": list(manifest.windows),

@@ -48,11 +48,17 @@ WARM_START_SEEDS = range(SPLITS["train"].stop - 20_000, SPLITS["train"].stop)
 
 @dataclass(frozen=True)
 class WarmStart:
-    """episodes imitated, episodes per update, passes over them, peak learning rate, seed."""
+    """episodes: how many are imitated. openings: ticks at their beginning, and passes over just these, one after the
+    other; passes: over the whole of them after that. batch: whole episodes per update; of shorter ones as many more.
+    learning_rate: its peak.
+
+    Openings come first: among few tokens a policy finds sooner where to look, and at a tenth of the cost.
+    """
 
     episodes: int = 768
+    openings: tuple[tuple[int, int], ...] = ((2, 3), (4, 1))
     batch: int = 4
-    passes: int = 2
+    passes: int = 1
     learning_rate: float = 3e-3
     seed: int = 0
 
@@ -138,7 +144,7 @@ def build_model(vocabulary: int, end_id: int, pad_id: int, seed: int) -> LlamaFo
 def _build(directory: Path, warm_start: WarmStart, on_progress: Callable[[int, int], None] | None) -> None:
     tokenizer = build_tokenizer()
     tokenizer.save_pretrained(directory)
-    save_grammar(directory, prompt.legal_actions(WorldConfig()), "<|end|>")
+    save_grammar(directory, prompt.legal_actions(WorldConfig()), "<|end|>", by_means=True)
     grammar = load_grammar(directory, lambda text: tokenizer.encode(text, add_special_tokens=False), len(tokenizer))
     assert grammar is not None
     end_id = int(tokenizer.convert_tokens_to_ids("<|end|>"))  # type: ignore[arg-type]
@@ -183,7 +189,7 @@ def imitation_data(
             heard = tokenizer.encode(f"<|user|>{observation}<|end|><|assistant|>", add_special_tokens=False)
             answer = tokenizer.encode(spoken[row] + "<|end|>", add_special_tokens=False)
             ids[row] += heard + answer
-            node[row] += [-1] * len(heard) + grammar.walk(answer)
+            node[row] += [-1] * len(heard) + grammar.walk(answer, grammar.start(prompt.means_of(observation)))
         engine.step(orders)
     longest = max(len(row) for row in ids)
     pad = int(tokenizer.pad_token_id)  # type: ignore[arg-type]
@@ -204,22 +210,18 @@ def imitate(
     allowed = torch.from_numpy(grammar.allowed)
     rng = np.random.default_rng([warm_start.seed, 12])
     optimizer = torch.optim.AdamW(model.parameters(), lr=warm_start.learning_rate, weight_decay=0.0)
-    updates = warm_start.passes * (len(tokens) // warm_start.batch)
+    plan = _updates(nodes, warm_start, rng)
     curve = []
     model.train()
-    for update in range(updates):
-        place = update % (len(tokens) // warm_start.batch)
-        if place == 0:
-            order = rng.permutation(len(tokens))
-        rows = order[place * warm_start.batch : (place + 1) * warm_start.batch]
-        width = int(np.flatnonzero((nodes[rows] >= 0).any(axis=0)).max()) + 1
+    for update, (rows, heard) in enumerate(plan):
+        width = int(np.flatnonzero((heard >= 0).any(axis=0)).max()) + 1
         ids = torch.from_numpy(tokens[rows][:, :width]).long()
-        node = torch.from_numpy(nodes[rows][:, :width]).long()
+        node = torch.from_numpy(heard[:, :width]).long()
         logprobs, _ = masked_logprobs(model, ids, node, allowed)
         spoken = node[:, 1:] >= 0
         loss = -logprobs[spoken].mean()
         warm = min(1.0, (update + 1) / 20)
-        decay = 0.5 * (1 + math.cos(math.pi * update / updates))
+        decay = 0.5 * (1 + math.cos(math.pi * update / len(plan)))
         for group in optimizer.param_groups:
             group["lr"] = warm_start.learning_rate * warm * (0.1 + 0.9 * decay)
         optimizer.zero_grad()
@@ -228,6 +230,22 @@ def imitate(
         optimizer.step()
         curve.append({"update": float(update), "loss": float(loss.detach())})
         if on_progress is not None:
-            on_progress(update + 1, updates)
+            on_progress(update + 1, len(plan))
     model.eval()
     return curve
+
+
+def _updates(nodes: np.ndarray, warm_start: WarmStart, rng: np.random.Generator) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Rows of each update, and their grammar nodes, int32 (rows, length), with -1 after the ticks to learn from."""
+    spoken = nodes >= 0
+    tick = np.cumsum(spoken & ~np.pad(spoken, ((0, 0), (1, 0)))[:, :-1], axis=1)
+    ticks = int(tick.max())
+    plan = []
+    for length, passes in (*warm_start.openings, (ticks, warm_start.passes)):
+        size = warm_start.batch * max(ticks // length, 1)
+        for _ in range(passes):
+            order = rng.permutation(len(nodes))
+            for start in range(0, len(order) - len(order) % size or len(order), size):
+                rows = order[start : start + size]
+                plan.append((rows, np.where(tick[rows] <= length, nodes[rows], -1)))
+    return plan

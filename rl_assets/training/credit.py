@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from art.preprocessing.pack import PackedTensors
 
+from rl_assets.agents.prompt import Means, means_of
 from rl_assets.episodes import Episode
 from rl_assets.training.manifest import Manifest, ManifestGroup
 from rl_assets.training.packed import trajectories
@@ -32,11 +33,13 @@ that were lucky outweigh hundreds of sound decisions."""
 class Note:
     """What the trainer knows of a trajectory beside ART's tensors, per step.
 
-    advantages: float64 (steps,). trades, invalid: bool (steps,), whether the step was an order, and whether it was
-    refused. held_out: nothing is learnt from it; it tells when to stop.
+    advantages: float64 (steps,). means: what the agent had to act with, where its observations tell. trades, invalid:
+    bool (steps,), whether the step was an order, and whether it was refused. held_out: nothing is learnt from it; it
+    tells when to stop.
     """
 
     advantages: np.ndarray
+    means: tuple[Means | None, ...]
     trades: np.ndarray
     invalid: np.ndarray
     held_out: bool
@@ -48,9 +51,10 @@ Notes = Mapping[bytes, Note]
 
 @dataclass(frozen=True)
 class Marks:
-    """Notes, laid over packed tensors. trades, invalid: bool (sequences, length), true at all tokens of such an answer.
-    held_out: bool (sequences,)."""
+    """Notes, laid over packed tensors. means: by sequence and place of an answer's first token. trades, invalid: bool
+    (sequences, length), true at all tokens of such an answer. held_out: bool (sequences,)."""
 
+    means: Mapping[tuple[int, int], Means | None]
     trades: torch.Tensor
     invalid: torch.Tensor
     held_out: torch.Tensor
@@ -68,6 +72,7 @@ def take_notes(manifest: Manifest, episodes: Mapping[str, Episode], holdout: flo
             logprobs = [p for step in member.steps for p in step.logprobs]
             notes[spoken_key(np.array(tokens), np.array(logprobs))] = Note(
                 advantages=advantages,
+                means=tuple(means_of(step.observation) for step in member.steps),
                 trades=np.array([step.action.get("do", "hold") != "hold" for step in member.steps]),
                 invalid=np.array([not step.valid for step in member.steps]),
                 held_out=_common(group, member) in apart,
@@ -107,9 +112,12 @@ def lay_over(tensors: PackedTensors, notes: Notes) -> Marks:
     tokens, logprobs = tensors["tokens"].numpy(), tensors["logprobs"].numpy()
     advantages, trades, invalid = np.zeros(shape), np.zeros(shape, bool), np.zeros(shape, bool)
     held_out = np.zeros(shape[0], bool)
+    means: dict[tuple[int, int], Means | None] = {}
     for row, places in trajectories(tensors):
         note = notes[spoken_key(tokens[row, places], logprobs[row, places])]
         steps = np.concatenate([[0], np.cumsum(np.diff(places) != 1)])
+        first = places[np.searchsorted(steps, np.arange(len(note.means)))]
+        means.update({(row, int(place)): had for place, had in zip(first, note.means, strict=True)})
         advantages[row, places] = note.advantages[steps]
         trades[row, places] = note.trades[steps]
         invalid[row, places] = note.invalid[steps]
@@ -120,7 +128,7 @@ def lay_over(tensors: PackedTensors, notes: Notes) -> Marks:
     values = values.clamp(-most, most).masked_fill(torch.from_numpy(invalid), -most)
     scale = (values[learnt].abs() * weights[learnt]).mean()
     tensors["advantages"] = values / scale if scale > 0 else values
-    return Marks(torch.from_numpy(trades), torch.from_numpy(invalid), torch.from_numpy(held_out))
+    return Marks(means, torch.from_numpy(trades), torch.from_numpy(invalid), torch.from_numpy(held_out))
 
 
 def _advantages(group: ManifestGroup, members: list[Episode]) -> list[np.ndarray]:

@@ -122,7 +122,8 @@ class InferenceServer:
             raise HTTPException(400, f"the prompt has {len(prompt)} tokens, more than the {most} that fit; shorten it")
         draws = np.random.default_rng(request.seed).random((request.n, limit))
         table = Conversations(policy, [""] * request.n, request.temperature, max_tokens=limit)
-        replies = table.continue_with([prompt] * request.n, draws)
+        last = request.messages[-1].content
+        replies = table.continue_with([prompt] * request.n, [last] * request.n, draws)
         choices = []
         for index, reply in enumerate(replies):
             ended = reply.token_ids[-1] == policy.end_id

@@ -53,7 +53,7 @@ class Learner:
     ) -> None:
         self.model = model
         self._tensors, self._marks, self._experimental = tensors, marks, experimental
-        self._nodes = grammar_nodes(tensors, grammar)
+        self._nodes = grammar_nodes(tensors, grammar, marks.means)
         self._starts = answer_starts(tensors)
         self._allowed = torch.from_numpy(grammar.allowed) if grammar is not None else None
         self._micro_batch, self._max_grad_norm = micro_batch, max_grad_norm

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rl_assets.backends import LOCAL, SERVERLESS, SMOLLM2, check
+from rl_assets.backends import CPU, LOCAL, SERVERLESS, SMOLLM2, check
+from rl_assets.errors import ConfigurationError
 from rl_assets.registry.archive import bring, keep
 from rl_assets.settings import Settings
 
@@ -55,17 +57,24 @@ def _base_here(settings: Settings, data_dir: Path, on_progress: Callable[[int, i
 
 
 def service_of(
-    settings: Settings, data_dir: Path, conn: psycopg.Connection
+    settings: Settings, data_dir: Path, conn: psycopg.Connection, *, recompute: bool = False
 ) -> GRPOTrainingService | ServerlessTrainingService:
-    """What trains the line. The connection is the ledger's. Raises ConfigurationError where it cannot train here."""
+    """What trains the line. The connection is the ledger's. recompute: whether episodes without logprobs get those of
+    the step that is trained. Raises ConfigurationError where it cannot train here."""
     check(settings)
+    if recompute and settings.backend != CPU:
+        raise ConfigurationError(
+            f"logprobs are recomputed on the backend cpu, not on {settings.backend}; leave recompute_logprobs off"
+        )
     if settings.backend == SERVERLESS:
         from rl_assets.training.serverless import ServerlessTrainingService
 
         return ServerlessTrainingService(conn, settings.model_line, settings.serverless)
-    from rl_assets.training.service import GRPOTrainingService
+    from rl_assets.training.service import Grpo, GRPOTrainingService
 
     grpo = None
     if settings.base_policy == SMOLLM2:
         from rl_assets.training.smollm import GRPO as grpo
+    if recompute:
+        grpo = replace(grpo or Grpo(), recompute=True)
     return GRPOTrainingService(data_dir, settings.model_line, backend=settings.backend, grpo=grpo)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
 from art.preprocessing.pack import PackedTensors
 
 from rl_assets.agents.grammar import ROOT, Grammar
+from rl_assets.agents.prompt import Means
 
 NOBODY = -1
 """The group of padding."""
@@ -31,8 +32,12 @@ def trajectories(tensors: PackedTensors) -> Iterator[tuple[int, np.ndarray]]:
             yield row, places[groups[row, places] == group]
 
 
-def grammar_nodes(tensors: PackedTensors, grammar: Grammar | None) -> torch.Tensor:
+def grammar_nodes(
+    tensors: PackedTensors, grammar: Grammar | None, means: Mapping[tuple[int, int], Means | None]
+) -> torch.Tensor:
     """int64 (sequences, length): the grammar node before each spoken token (0 without a grammar), -1 elsewhere.
+
+    means: what the speaker had, by sequence and place of an answer's first token.
 
     Raises ValueError where a recorded token is not one the grammar allows.
     """
@@ -44,7 +49,8 @@ def grammar_nodes(tensors: PackedTensors, grammar: Grammar | None) -> torch.Tens
     node = np.full(len(tokens), ROOT)
     for place in range(tokens.shape[1]):
         rows = np.flatnonzero(spoken[:, place])
-        node[rows[starts[rows, place]]] = ROOT
+        for row in rows[starts[rows, place]]:
+            node[row] = grammar.start(means[row, place])
         nodes[rows, place] = node[rows]
         node[rows] = grammar.following[node[rows], tokens[rows, place]]
         if (node[rows] < 0).any():

@@ -25,6 +25,7 @@ from rl_assets.training.cpu import CpuBackend, CpuTraining
 from rl_assets.training.credit import Notes, take_notes
 from rl_assets.training.manifest import Manifest
 from rl_assets.training.quiet import printed_to
+from rl_assets.training.recompute import with_logprobs, without_logprobs
 from rl_assets.training.result import TrainingResult
 from rl_assets.training.untracked import untracked_model
 
@@ -36,12 +37,14 @@ _log = logging.getLogger(__name__)
 class Grpo:
     """learning_rate: AdamW's. epsilon, epsilon_high: how far an importance ratio may fall under and rise above 1 before
     PPO clips it; wide, since a batch is all that a step learns from. most_stale: policy steps that an episode may be
-    behind. cpu: what only the CPU backend knows. Advantages are not scaled by their group's spread."""
+    behind. recompute: whether episodes without logprobs get those of the step that is trained, on the CPU. cpu: what
+    only the CPU backend knows. Advantages are not scaled by their group's spread."""
 
     learning_rate: float = 1e-3
     epsilon: float = 0.9
     epsilon_high: float = 5.0
     most_stale: int = 0
+    recompute: bool = False
     cpu: CpuTraining = field(default_factory=CpuTraining)
 
 
@@ -85,13 +88,17 @@ class GRPOTrainingService:
             raise MissingCheckpoint(
                 f"checkpoint {base} is missing; restore it, or roll back to a kept step and free the batch"
             )
-        groups = to_groups(manifest, episodes, self.grpo.most_stale)
+        played = dict(episodes)
+        if self.grpo.recompute:
+            silent = without_logprobs(episodes, manifest.trajectory_ids)
+            played |= with_logprobs([episodes[i] for i in silent], base)
+        groups = to_groups(manifest, played, self.grpo.most_stale)
         if all(len(set(group.rewards)) == 1 for group in manifest.groups):
             raise MalformedInput(
                 f"{manifest.batch_id} holds nothing to learn from: in no group do rewards differ; free it and re-judge"
             )
-        notes = take_notes(manifest, episodes, self.grpo.cpu.holdout)
-        members = [episodes[i] for i in manifest.trajectory_ids]
+        notes = take_notes(manifest, played, self.grpo.cpu.holdout)
+        members = [played[i] for i in manifest.trajectory_ids]
         longest = max(e.steps[-1].prompt_tokens + len(e.steps[-1].token_ids) for e in members)
         began = time.perf_counter()
         with printed_to(_log):
@@ -167,6 +174,7 @@ class GRPOTrainingService:
         stale = [staleness(manifest, episodes[i]) for i in manifest.trajectory_ids if i in episodes]
         mean = {"data/staleness": float(np.mean(stale))} if stale else {}
         highest = {"data/staleness_max": float(max(stale))} if stale else {}
+        silent = {"data/recomputed": float(len(without_logprobs(episodes, manifest.trajectory_ids)))}
         keep(path)
         return TrainingResult(
             batch_id=manifest.batch_id,
@@ -175,7 +183,7 @@ class GRPOTrainingService:
             step=step,
             checkpoint_path=path,
             checkpoint_digest=checkpoint_digest(path),
-            metrics={**_metrics(record), **mean, **highest},
+            metrics={**_metrics(record), **mean, **highest, **silent},
             curve=[{**point, **mean} for point in record["curve"]],
             seconds=seconds,
             backend=self.backend_name,

@@ -15,6 +15,7 @@ from rl_assets.agents.replay import replay
 from rl_assets.agents.runner import Assignment, World, play
 from rl_assets.episodes import Episode, Policy
 from rl_assets.errors import MissingCheckpoint
+from rl_assets.market.config import WorldConfig
 from rl_assets.market.engine import Engine
 from rl_assets.market.generate import generate
 
@@ -59,6 +60,18 @@ def test_siblings_differ_and_what_they_say_is_legal_and_replays(checkpoint: Path
         assert all(len(step.token_ids) == len(step.logprobs) > 0 for step in episode.steps)
         assert replay(episode, *WORLDS[0]) == []
         assert episode.not_trainable is None
+
+
+def test_a_policy_with_little_left_asks_for_nothing_that_it_cannot_pay_or_close(checkpoint: Path) -> None:
+    poor = [generate("train", seed, WorldConfig(start_cash=130.0, breach_fee=1.0)) for seed in range(8)]
+    steps = [step for episode in played(checkpoint, poor, siblings=8) for step in episode.steps]
+    assert {step.action.get("size") for step in steps} == {None, *prompt.SIZES}
+    assert {step.action["do"] for step in steps} > {"close", "hold"}
+    refused = [step for step in steps if not step.valid]
+    assert {step.error for step in refused} <= {
+        "not enough cash for margin and fee"
+    }  # the fee comes on top of the size
+    assert len(refused) < len(steps) / 100
 
 
 def test_a_record_that_was_touched_does_not_replay(checkpoint: Path) -> None:

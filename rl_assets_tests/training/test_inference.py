@@ -11,6 +11,7 @@ import openai
 import pytest
 
 from rl_assets.agents import prompt
+from rl_assets.agents.grammar import FILE
 from rl_assets.market.engine import Engine
 from rl_assets.market.generate import generate
 from rl_assets.training.base import base_path
@@ -66,9 +67,15 @@ def test_a_seed_decides_the_answer(client: openai.OpenAI) -> None:
     assert ask(1) != ask(2)
 
 
-def test_an_answer_that_is_cut_off_says_so(client: openai.OpenAI) -> None:
-    answer = client.chat.completions.create(model=LINE, messages=MESSAGES, max_tokens=1, seed=3, n=8)
-    assert "length" in {choice.finish_reason for choice in answer.choices}
+def test_an_answer_that_is_cut_off_says_so(data: Path) -> None:
+    (base_path(data, LINE) / FILE).unlink()  # who may say anything seldom ends at once
+    server = InferenceServer(LINE, base_path(data, LINE).parent)
+    server.start()
+    try:
+        choices = post(server, max_tokens=1, seed=3, n=8).json()["choices"]
+    finally:
+        server.stop()
+    assert "length" in {choice["finish_reason"] for choice in choices}
 
 
 def test_kept_steps_are_listed(client: openai.OpenAI) -> None:

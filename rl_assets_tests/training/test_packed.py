@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from art.preprocessing.pack import PackedTensors
 
 from rl_assets.agents.neural import NeuralPolicy
+from rl_assets.agents.prompt import Means
 from rl_assets.episodes import Episode
 from rl_assets.training.base import base_path
 from rl_assets.training.codec import to_groups
@@ -21,6 +23,8 @@ from rl_assets.training.credit import lay_over, spoken_key, take_notes
 from rl_assets.training.forward import masked_logprobs
 from rl_assets.training.packed import answer_starts, grammar_nodes, trajectories, tree_mask
 from rl_assets_tests.training.made import LINE, by_id, judged
+
+Known = Mapping[tuple[int, int], Means | None]
 
 
 def packed(data: Path, episodes: list[Episode], length: int) -> PackedTensors:
@@ -53,7 +57,7 @@ def said(tensors: PackedTensors) -> set[bytes]:
     return {spoken_key(tokens[row, places], logprobs[row, places]) for row, places in trajectories(tensors)}
 
 
-def trained(data: Path, tensors: PackedTensors) -> tuple[torch.Tensor, torch.Tensor]:
+def trained(data: Path, tensors: PackedTensors, means: Known) -> tuple[torch.Tensor, torch.Tensor]:
     """Logprobs of spoken tokens, as the trainer and as the sampler gave them."""
     policy = NeuralPolicy(base_path(data, LINE))
     assert policy.grammar is not None
@@ -62,7 +66,7 @@ def trained(data: Path, tensors: PackedTensors) -> tuple[torch.Tensor, torch.Ten
         new, _ = masked_logprobs(
             policy.model,
             inputs["tokens"],
-            grammar_nodes(tensors, policy.grammar),
+            grammar_nodes(tensors, policy.grammar, means),
             torch.from_numpy(policy.grammar.allowed),
             tree_mask(inputs["group_ids"], inputs["parent_ids"]),
             inputs["input_pos"],
@@ -77,7 +81,9 @@ def test_sampler_and_trainer_agree_on_every_token_whether_prompts_are_shared_or_
 ) -> None:
     some = batch[:8]
     tensors = packed(data, some, sequences * longest(some))
-    new, old = trained(data, tensors)
+    means = lay_over(tensors, take_notes(judged(some), by_id(some), 0.0)).means
+    assert len(set(means.values())) > 2
+    new, old = trained(data, tensors, means)
     assert len(new) == sum(len(step.token_ids) for e in some for step in e.steps)
     torch.testing.assert_close(new, old, atol=1e-4, rtol=0)
 
@@ -107,9 +113,10 @@ def test_a_token_that_the_grammar_does_not_allow_is_refused(data: Path, batch: l
     some = batch[:8]
     tensors = packed(data, some, longest(some))
     row, places = next(trajectories(tensors))
+    means = lay_over(tensors, take_notes(judged(some), by_id(some), 0.0)).means
     tensors["tokens"][row, places[0]] = 0
     with pytest.raises(ValueError, match="does not allow"):
-        grammar_nodes(tensors, NeuralPolicy(base_path(data, LINE)).grammar)
+        grammar_nodes(tensors, NeuralPolicy(base_path(data, LINE)).grammar, means)
 
 
 def test_no_step_counts_for_many_and_a_refused_one_counts_as_the_worst(data: Path, batch: list[Episode]) -> None:

@@ -19,10 +19,13 @@ import torch
 from rl_assets.agents.neural import NeuralPolicy
 from rl_assets.episodes import Episode, Policy
 from rl_assets.errors import CollapsedPolicy, MalformedInput, MissingCheckpoint
+from rl_assets.grouping import build_groups
 from rl_assets.registry.checkpoints import checkpoint_digest
 from rl_assets.reports.plots import CURVES
+from rl_assets.training.base import base_path
 from rl_assets.training.manifest import Manifest
 from rl_assets.training.progress import Limits
+from rl_assets.training.recompute import with_logprobs
 from rl_assets.training.service import Grpo, GRPOTrainingService, TrainingResult
 from rl_assets_tests.training import made
 from rl_assets_tests.training.made import LINE, QUICK, by_id, judged, played, rewarded
@@ -212,6 +215,32 @@ def test_episodes_without_logprobs_are_refused(data: Path, batch: list[Episode])
     bare = [replace(e, steps=tuple(replace(s, token_ids=(), logprobs=()) for s in e.steps)) for e in batch]
     with pytest.raises(MalformedInput, match="no_logprobs"):
         train(data, judged(batch), bare)
+
+
+def test_logprobs_that_are_missing_are_computed_where_that_is_asked_for(data: Path, batch: list[Episode]) -> None:
+    bare = [replace(e, steps=tuple(replace(s, token_ids=(), logprobs=()) for s in e.steps)) for e in batch[::2]]
+    mixed = [*bare, *batch[1::2]]
+    window = str(batch[0].window_id)
+    excluded = {g.reason for g in build_groups(mixed, window_id=window, group_size=8) if not g.trainable}
+    assert excluded == {"no_logprobs"}
+    assert all(g.trainable for g in build_groups(mixed, window_id=window, group_size=8, recompute=True))
+    result = train(data, judged(batch), mixed, replace(QUICK, recompute=True))
+    assert result.metrics["data/recomputed"] == len(bare)
+    assert result.curve[0]["loss/importance_ratio"] == pytest.approx(1.0, abs=1e-3)
+
+
+def test_what_is_recomputed_is_what_was_sampled(data: Path, batch: list[Episode]) -> None:
+    bare = [replace(e, steps=tuple(replace(s, token_ids=(), logprobs=()) for s in e.steps)) for e in batch[:8]]
+    for was, now in zip(batch, with_logprobs(bare, base_path(data, LINE)).values(), strict=False):
+        for sampled, computed in zip(was.steps, now.steps, strict=True):
+            assert (sampled.token_ids, sampled.prompt_tokens) == (computed.token_ids, computed.prompt_tokens)
+            assert sampled.logprobs == pytest.approx(computed.logprobs, abs=1e-4)
+
+
+def test_an_answer_that_the_policy_may_not_give_has_no_logprobs(data: Path, batch: list[Episode]) -> None:
+    said = replace(batch[0].steps[0], response="buy everything", token_ids=(), logprobs=())
+    with pytest.raises(MalformedInput, match=f"trajectory {batch[0].trajectory_id} is not one"):
+        with_logprobs([replace(batch[0], steps=(said,))], base_path(data, LINE))
 
 
 def test_a_missing_episode_is_named(data: Path, batch: list[Episode]) -> None:
