@@ -28,6 +28,8 @@ BELOW_THRESHOLD = 3
 SETTLE_SECONDS = 120.0
 """How long runs may take to end after a batch has come to its end."""
 FORCED_BY = "rl-assets harness --force"
+FOLLOWED = ("snapshots", "pipeline_window")
+"""Jobs of which a failed run ends the following: without their work nothing is judged, or the gate has no worlds."""
 
 
 @dataclass(frozen=True)
@@ -248,7 +250,7 @@ def _show_end(conn: psycopg.Connection, settings: Settings, batch: Batch, played
 
 
 def _failures_from_now() -> Callable[[], list[str]]:
-    """Errors of runs that fail from now on, except of trainings: their attempts are the ledger's to count."""
+    """Errors of runs that fail from now on and stand in the way; attempts of trainings are the ledger's to count."""
     from datetime import UTC, datetime
 
     import dagster as dg
@@ -260,8 +262,8 @@ def _failures_from_now() -> Callable[[], list[str]]:
         chosen = dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE], created_after=since)
         return [
             f"{run.job_name} {run.run_id}: {_error_of(instance, run.run_id)}"
-            for run in instance.get_runs(chosen, limit=5)
-            if run.job_name != "training"
+            for run in instance.get_runs(chosen, limit=50)
+            if run.job_name in FOLLOWED
         ]
 
     return read

@@ -1,0 +1,20 @@
+from __future__ import annotations
+
+import dagster as dg
+import pytest
+
+from rl_assets.commands.harness import _failures_from_now
+from rl_assets.definitions import build_defs
+
+
+def test_only_failed_runs_on_the_way_are_failures_and_say_why(monkeypatch: pytest.MonkeyPatch):
+    defs = build_defs()
+    with dg.DagsterInstance.ephemeral() as instance:
+        monkeypatch.setattr(dg.DagsterInstance, "get", lambda: instance)
+        failures = _failures_from_now()
+        for name in ("rollback", "training", "pipeline_window"):
+            run = instance.create_run_for_job(defs.resolve_job_def(name))
+            instance.report_run_failed(run, "it took too long to start")
+        (failure,) = failures()
+    assert failure.startswith("pipeline_window ")
+    assert "it took too long to start" in failure
