@@ -1,4 +1,7 @@
-"""Jobs: which assets are materialized together, and what is no asset: forcing, rolling back, ticks of live agents."""
+"""Jobs: which assets are materialized together, and what is no asset: forcing, retrying, rolling back, live ticks.
+
+A job that a person starts fills its launchpad in: what may be set stands there, with a value that works as it is.
+"""
 
 from collections import Counter
 
@@ -24,6 +27,16 @@ window_job = dg.define_asset_job(
     "pipeline_window",
     selection=["recorded_trajectories", "grpo_groups", "judged_rankings"],
     description="Read an hour of episodes, group them and judge the groups. Repeatable at any time, for any range.",
+    tags={MAX_RUNTIME: "7200"},
+)
+
+rejudge_job = dg.define_asset_job(
+    "rejudge",
+    selection=["grpo_groups", "judged_rankings"],
+    description="Group and judge hours again that have been read, by another judge, rubric or group size if the "
+    "launchpad says so; what is empty or 0 there is as the environment says. Each set of judgements is kept beside "
+    "the earlier ones, and no claimed batch changes.",
+    config={"resources": {"judge": {"config": {"kind": "", "group_size": 0, "model": "", "rubric": ""}}}},
     tags={MAX_RUNTIME: "7200"},
 )
 
@@ -61,7 +74,7 @@ leaderboard_job = dg.define_asset_job(
 class Forcing(dg.Config):
     """Why the threshold is overridden, and by whom."""
 
-    forced_by: str = Field(description="Who or what overrides the threshold; it is kept with the batch.")
+    forced_by: str = Field(min_length=1, description="Who or what overrides the threshold; it is kept with the batch.")
 
 
 @dg.op(description="Claim the fresh episodes, whatever the threshold; the training sensor then starts the run.")
@@ -70,15 +83,19 @@ def claim_below_threshold(
 ) -> None:
     from rl_assets.training.trigger import claim
 
-    trainer.check()
-    with database.connect() as conn:
-        outcome = claim(conn, model_line=trainer.line, minimum=trainer.minimum, forced_by=config.forced_by)
-    context.log.info(outcome.reason)
+    with plainly(), database.connect() as conn:
+        trainer.check()
+        found = claim(conn, model_line=trainer.line, minimum=trainer.minimum, forced_by=config.forced_by)
+    if found.batch is None:
+        raise dg.Failure(f"nothing was claimed: {found.reason}", allow_retries=False)
+    context.log.info(found.reason)
+    context.add_output_metadata({"batch": found.batch.id, "episodes": found.batch.episodes, "claim": found.reason})
 
 
 @dg.job(
     name="force_training",
     description="Train below the threshold: claim what is there now and leave the rest to the training sensor.",
+    config={"ops": {"claim_below_threshold": {"config": {"forced_by": "a person at the launchpad"}}}},
     tags={MAX_RUNTIME: "600"},
     executor_def=dg.in_process_executor,
 )
@@ -86,10 +103,45 @@ def force_training_job() -> None:
     claim_below_threshold()
 
 
+class Retrying(dg.Config):
+    """Which batch is trained once more."""
+
+    batch: str = Field(description="The failed batch, such as batch-0123456789abcdef. Empty: the newest that failed.")
+
+
+@dg.op(description="Let a failed batch be trained once more; the training sensor then starts the run.")
+def retry_failed_batch(context: dg.OpExecutionContext, config: Retrying, database: Database, trainer: Trainer) -> None:
+    from rl_assets.store.ledger import advance_batch, batches
+
+    with plainly(), database.connect() as conn:
+        failed = [batch.id for batch in batches(conn, model_line=trainer.line, states=("failed",), limit=1)]
+        if not config.batch and not failed:
+            raise dg.Failure(
+                f"no batch of {trainer.line} has failed; to train on what waits, run force_training",
+                allow_retries=False,
+            )
+        batch = advance_batch(conn, config.batch or failed[0], "reserved")
+    context.log.info(f"{batch.id} is tried again, attempt {batch.attempt}")
+    context.add_output_metadata({"batch": batch.id, "attempt": batch.attempt, "episodes": batch.episodes})
+
+
+@dg.job(
+    name="retrain",
+    description="Train a failed batch once more, after what made it fail is mended. Its episodes stay the same.",
+    config={"ops": {"retry_failed_batch": {"config": {"batch": ""}}}},
+    tags={MAX_RUNTIME: "600"},
+    executor_def=dg.in_process_executor,
+)
+def retrain_job() -> None:
+    retry_failed_batch()
+
+
 class RollingBack(dg.Config):
     """Why the champion is taken back."""
 
-    reason: str = Field(description="Why the champion is taken back; it is kept in the history of champions.")
+    reason: str = Field(
+        min_length=1, description="Why the champion is taken back; it is kept in the history of champions."
+    )
 
 
 @dg.op(description="Point the champion back at the model before it and archive the row that Babylon reads as live.")
@@ -98,14 +150,16 @@ def roll_back_champion(
 ) -> None:
     from rl_assets.registry.models import rollback
 
-    with database.connect() as conn:
+    with plainly(), database.connect() as conn:
         change = rollback(conn, trainer.line, config.reason)
-    context.log.info("the champion is back at %s", change)
+    context.log.info(f"the champion is {change}: {change.reason}")
+    context.add_output_metadata({"champion": change.model.step, "before": change.before.step, "because": change.reason})
 
 
 @dg.job(
     name="rollback",
-    description="Make the previous champion live again; its checkpoint has been kept.",
+    description="Make the previous champion live again; its checkpoint has been kept. Say why in the launchpad.",
+    config={"ops": {"roll_back_champion": {"config": {"reason": "a person at the launchpad gave no reason"}}}},
     tags={MAX_RUNTIME: "600"},
     executor_def=dg.in_process_executor,
 )
@@ -164,11 +218,13 @@ def live_tick_job() -> None:
 JOBS = [
     snapshots_job,
     window_job,
+    rejudge_job,
     outcomes_job,
     training_job,
     base_policy_job,
     leaderboard_job,
     force_training_job,
+    retrain_job,
     rollback_job,
     live_tick_job,
 ]
