@@ -2,7 +2,7 @@
 
 python -m benchmarks.data_plane [EPISODES ...]      10000, 30000 and 100000 unless told; each has 20 steps
 
-Every stage is a process of its own, whose peak of resident memory is told. 100,000 episodes take 1.1 GB of disk.
+Every stage is a process of its own, whose peak of resident memory is told.
 """
 
 from __future__ import annotations
