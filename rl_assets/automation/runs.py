@@ -39,6 +39,7 @@ def next_training(instance: dg.DagsterInstance, database: Database, trainer: Tra
     """The look that the training sensor and the daily schedule share. It may claim a batch, if one can be trained."""
     from rl_assets.training.trigger import Look, look
 
+    line, minimum = trainer.line, trainer.minimum  # a variable that cannot be read fails the tick
     try:
         trainer.check()
     except ConfigurationError as error:
@@ -46,7 +47,7 @@ def next_training(instance: dg.DagsterInstance, database: Database, trainer: Tra
     with database.connect() as conn:
         return look(
             conn,
-            model_line=trainer.line,
-            minimum=trainer.minimum,
+            model_line=line,
+            minimum=minimum,
             runs_of=lambda batch_id: runs_of_batch(instance, batch_id),
         )
