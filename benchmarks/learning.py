@@ -36,8 +36,9 @@ from rl_assets.judging import OutcomeJudge  # noqa: E402
 from rl_assets.judging.ruler import RulerJudge  # noqa: E402
 from rl_assets.judging.verdicts import Ranking  # noqa: E402
 from rl_assets.market.generate import generate  # noqa: E402
+from rl_assets.market.metrics import skill  # noqa: E402
 from rl_assets.market.snapshot import SNAPSHOTS_PER_DAY, SPLITS  # noqa: E402
-from rl_assets.registry.evaluate import play_of, skill  # noqa: E402
+from rl_assets.registry.evaluate import play_of  # noqa: E402
 from rl_assets.registry.gate import compare  # noqa: E402
 from rl_assets.store.database import connect, migrate  # noqa: E402
 from rl_assets.store.embedded import EmbeddedPostgres  # noqa: E402
