@@ -17,7 +17,7 @@ import itertools
 import json
 import math
 from dataclasses import asdict, dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from rl_assets.episodes import window_of
 from rl_assets.registry.rollout import Rollout, has_candidate
 from rl_assets.registry.sequence import Bounds, bounds
 from rl_assets.store.record import naive
+from rl_assets.windows import GRACE, LENGTH
 
 MOST_ROWS = 2_000
 """Episodes that one look takes in, at most; the next look takes the next ones."""
@@ -134,12 +135,15 @@ def _recorded(conn: psycopg.Connection, rollout: Rollout, *, is_candidate: bool)
            FROM trajectories AS t
            WHERE "windowId" >= %(window)s AND "windowId" < 'A' AND "endTime" >= %(since)s AND NOT "isEvaluation"
              AND strpos("metadataJson", %(policy)s) > 0
+             AND ("windowId" <= %(settled)s OR strpos("metadataJson", '"snapshotId":null') = 0)
              AND NOT EXISTS (SELECT FROM rl_assets.rollout_episodes AS e
                              WHERE e.rollout_id = %(rollout)s AND e.trajectory_id = t."trajectoryId")
            ORDER BY "endTime" DESC, "trajectoryId" LIMIT %(most)s""",
         {
             "window": window_of(since),
             "since": naive(since),
+            # Until then a live agent's episode grows by a step per tick.
+            "settled": window_of(datetime.now(UTC) - LENGTH - GRACE),
             # As `store.record` writes it: the cast of a foreign row's text to JSON could fail.
             "policy": f'"policy":{json.dumps(rollout.model_line)},"step":{step},',
             "rollout": rollout.id,

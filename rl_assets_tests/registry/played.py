@@ -50,10 +50,12 @@ def play_beside(
     *,
     failing: bool = False,
     steps: tuple[int, int] = (1, 0),
+    live_at: datetime | None = None,
 ) -> None:
-    """Record an episode of each model per number, which is its PnL in dollars, each pair on a market of its own."""
+    """Record an episode of each model per number, which is its PnL in dollars, each pair on a market of its own, or
+    all on a live one."""
     agent = provision_agents(conn, ["model"])["model"]
-    ended = datetime.now(UTC) + timedelta(seconds=1)
+    ended = live_at or datetime.now(UTC) + timedelta(seconds=1)
     fine, broken = SAMPLE.steps[0], replace(SAMPLE.steps[0], valid=False, error="refused")
     episodes = []
     for pair in zip(candidate, champion, strict=True):
@@ -66,7 +68,7 @@ def play_beside(
                     started_at=ended - timedelta(seconds=1),
                     ended_at=ended,
                     window_id=window_of(ended),
-                    snapshot_id=f"train-{day:06d}-0123456789ab",
+                    snapshot_id=None if live_at else f"train-{day:06d}-0123456789ab",
                     steps=(broken if failing and step == steps[0] else fine,),
                     expected_pnl=pnl,
                 )

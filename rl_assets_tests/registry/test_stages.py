@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -211,6 +212,18 @@ def test_each_episode_is_paired_once_however_often_one_looks(conn: psycopg.Conne
     rows = conn.execute("SELECT pnl, errors FROM rl_assets.rollout_pairs ORDER BY number").fetchall()
     assert rows == [(0.5, 0.0)] * 12
     assert conn.execute("SELECT count(*), count(pair) FROM rl_assets.rollout_episodes").fetchone() == (24, 24)
+
+
+def test_a_live_episode_is_taken_once_its_hour_is_settled(conn: psycopg.Connection, tmp_path: Path):
+    begun(conn, tmp_path)
+    conn.execute("UPDATE rl_assets.rollouts SET started_at = started_at - interval '1 day'")
+    hour = datetime.now(UTC)
+    play_beside(conn, [1.0], [0.5], live_at=hour)
+    look(conn, LINE)
+    assert conn.execute("SELECT count(*) FROM rl_assets.rollout_episodes").fetchone() == (0,)
+    play_beside(conn, [1.0], [0.5], live_at=hour - timedelta(hours=3))
+    look(conn, LINE)
+    assert conn.execute("SELECT pnl FROM rl_assets.rollout_pairs").fetchall() == [(0.5,)]
 
 
 def test_a_rollout_ends_even_where_nothing_is_shown(conn: psycopg.Connection, tmp_path: Path):
