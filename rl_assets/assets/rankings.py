@@ -73,6 +73,7 @@ def judged_rankings(
 ) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult]:
     from rl_assets.judging import JudgementSet
     from rl_assets.judging.parts import Judging, Part
+    from rl_assets.judging.ruler import RulerJudge
     from rl_assets.judging.ruler_report import sets_plot
     from rl_assets.reports.plots import reward_histogram
     from rl_assets.store.ledger import record_judgements
@@ -99,7 +100,7 @@ def judged_rankings(
                 unstable += [{"window": window, "group": group_id} for group_id in found.unstable]
                 for policy, scores in found.by_policy.items():
                     by_policy.setdefault(policy, array("d")).extend(scores)
-                if found.report is not None:
+                if isinstance(ranker, RulerJudge) and found.report is not None:
                     ranker.report.add(found.report)
             first = JudgementSet.of(window, ranker, rankings, groups)
             incomplete += _incomplete(first)

@@ -20,7 +20,7 @@ def executor() -> dg.ExecutorDefinition:
     if chosen != "ray":
         raise ConfigurationError(f"RL_ASSETS_EXECUTOR={chosen!r} is unknown; set it to in_process or ray")
     try:
-        from dagster_ray import ray_executor
+        from dagster_ray import ray_executor  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError as error:
         raise ConfigurationError(
             "RL_ASSETS_EXECUTOR is ray and dagster-ray is not installed; run `pip install -e '.[ray]'`, or unset it"
