@@ -20,7 +20,7 @@ from rl_assets.harness import provide
 from rl_assets.market.config import WorldConfig
 from rl_assets.market.generate import generate
 from rl_assets.market.snapshot import save_snapshot
-from rl_assets.resources import Database, Judge, Lake
+from rl_assets.resources import Database, Judge, Lake, Trainer
 from rl_assets.settings import Settings
 from rl_assets.store.agents import provision_agents
 from rl_assets.store.episodes import new_trajectory_ids, write_episodes
@@ -38,7 +38,12 @@ def instance() -> Iterator[dg.DagsterInstance]:
 def materialized(
     assets: list[dg.AssetsDefinition], key: str, instance: dg.DagsterInstance, url: str, data: Path | str
 ) -> dg.ExecuteInProcessResult:
-    resources = {"database": Database(url=url), "lake": Lake(directory=str(data)), "judge": Judge(kind="outcome")}
+    resources = {
+        "database": Database(url=url),
+        "lake": Lake(directory=str(data)),
+        "judge": Judge(kind="outcome"),
+        "trainer": Trainer(),
+    }
     return dg.materialize(
         assets, partition_key=key, instance=instance, resources=resources, raise_on_error=False, selection=assets
     )
