@@ -36,10 +36,9 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 MIXTURE: dict[str, float] = {
-    "news_follower": 0.35,
+    "news_follower": 0.3,
     "post_follower": 0.35,
-    "random": 0.15,
-    "hold": 0.15,
+    "random": 0.35,
 }
 """Which agent decides a tick of a warm-start episode, with its probability."""
 WARM_START_SEEDS = range(SPLITS["train"].stop - 20_000, SPLITS["train"].stop)
