@@ -27,7 +27,7 @@ from rl_assets.market.config import WorldConfig
 from rl_assets.market.generate import generate
 from rl_assets.registry.checkpoints import checkpoint_digest
 from rl_assets.registry.models import register_base
-from rl_assets.resources import Database, Judge, Lake
+from rl_assets.resources import Database, Judge, Lake, Trainer
 from rl_assets.store.episodes import read_episodes
 from rl_assets.store.live import give_points, live_agents, set_active
 from rl_assets.windows import hold_back, settles_at
@@ -139,6 +139,7 @@ def test_the_hour_passes_extraction_and_is_grouped_by_scenario(
                 "database": Database(url=postgres_url),
                 "lake": Lake(directory=str(tmp_path)),
                 "judge": Judge(kind="outcome"),
+                "trainer": Trainer(),
             },
             selection=[recorded_trajectories, grpo_groups],
         )
