@@ -134,8 +134,8 @@ def _event(event: "Event") -> dict[str, object]:
         "decision": event.decision,
         "percentage": event.percentage,
         "pairs": event.figures.get("pairs", 0),
-        "pnl_lower": pnl.get("lower"),
-        "pnl_upper": pnl.get("upper"),
+        "pnl_lower_dollars": pnl.get("lower"),
+        "pnl_upper_dollars": pnl.get("upper"),
         "reason": event.reason,
     }
 

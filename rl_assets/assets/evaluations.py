@@ -52,8 +52,8 @@ DECIDED = ("promoted", "rejected")
             policy="string: who played",
             snapshot_id="string: gate snapshot",
             sibling="int: number of the episode within the snapshot; pairs candidate and champion",
-            expected_pnl="float: dollars",
-            realised_pnl="float: dollars",
+            expected_pnl="float: dollars, holdings valued at the final latent value",
+            realised_pnl="float: dollars, holdings valued at the outcome",
         )
     },
 )
@@ -89,11 +89,11 @@ def benchmark_evaluations(context: dg.AssetExecutionContext, database: Database,
             "decision": decision.reason,
             "candidate_step": found.candidate_step,
             "champion_step": found.champion_step,
-            "effect_dollars": decision.effect,
-            "lower_bound_dollars": "none" if decision.lower is None else decision.lower,
-            "upper_bound_dollars": "none" if decision.upper is None else decision.upper,
+            "effect_dollars": round(decision.effect, 4),
+            "lower_bound_dollars": "none" if decision.lower is None else round(decision.lower, 4),
+            "upper_bound_dollars": "none" if decision.upper is None else round(decision.upper, 4),
             "minimum_effect_dollars": decision.minimum_effect,
-            "alpha_spent": decision.alpha,
+            "alpha_spent": round(decision.alpha, 4),
             "look": decision.look,
             "gate_snapshots": decision.snapshots,
             "market_days": len(decision.days),
@@ -173,11 +173,11 @@ def _policies(episodes: list["Episode"]) -> dict[str, Any]:
     rows = [
         {
             "policy": row.policy,
-            **dict(zip(("expected_pnl", "low", "high"), map(_finite, shown[row.policy]), strict=True)),
+            **dict(zip(("expected_pnl_dollars", "low", "high"), map(_finite, shown[row.policy]), strict=True)),
             "skill": row.skill,
-            "max_drawdown": row.max_drawdown,
-            "breaches": row.breaches,
-            "trades": row.trades,
+            "max_drawdown_dollars": row.max_drawdown,
+            "breaches_per_episode": row.breaches,
+            "trades_per_episode": row.trades,
         }
         for row in summary
     ]

@@ -38,8 +38,8 @@ if TYPE_CHECKING:
             policy="string: who played",
             snapshot_id="string: gate snapshot",
             sibling="int: number of the episode within the snapshot",
-            expected_pnl="float: dollars",
-            realised_pnl="float: dollars",
+            expected_pnl="float: dollars, holdings valued at the final latent value",
+            realised_pnl="float: dollars, holdings valued at the outcome",
         )
     },
 )
@@ -99,7 +99,7 @@ def _standings(found: "Standings") -> list[dict[str, Any]]:
             "rank": s.rank,
             "policy": s.policy,
             "state": found.models[s.policy].state if s.policy in found.models else "reference",
-            **_interval("expected_pnl", s.expected_pnl),
+            **_interval("expected_pnl_dollars", s.expected_pnl),
             "skill": skill(s.expected_pnl.mean, mean["hold"], mean["oracle"]),
             "surely_better_than": ", ".join(s.better_than) or "nobody",
         }
@@ -109,7 +109,7 @@ def _standings(found: "Standings") -> list[dict[str, Any]]:
 
 def _pairs(found: "Standings") -> list[dict[str, Any]]:
     return [
-        {"better": pair.better, "worse": pair.worse, **_interval("difference", pair.difference), "p": pair.p}
+        {"better": pair.better, "worse": pair.worse, **_interval("difference_dollars", pair.difference), "p": pair.p}
         for pair in found.board.pairs
     ]
 

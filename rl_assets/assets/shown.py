@@ -14,9 +14,11 @@ OWNERS = ["team:market-agents"]
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> dg.TableMetadataValue:
-    """A table of up to 50 rows; columns are those of the first row."""
+    """A table of up to 50 rows, numbers to six digits; columns are those of the first row."""
     schema = dg.TableSchema([dg.TableColumn(name, _kind(rows, name)) for name in rows[0]] if rows else [])
-    return dg.MetadataValue.table([dg.TableRecord(dict(row)) for row in rows[:50]], schema=schema)
+    return dg.MetadataValue.table(
+        [dg.TableRecord({k: _short(v) for k, v in row.items()}) for row in rows[:50]], schema=schema
+    )
 
 
 def columns(**described: str) -> dg.TableSchema:
@@ -55,6 +57,10 @@ def plainly() -> Iterator[None]:
         if said == str(error):
             raise
         raise dg.Failure(f"{type(error).__name__}: {said}") from None
+
+
+def _short(value: Any) -> Any:
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def _kind(rows: Sequence[Mapping[str, Any]], name: str) -> str:

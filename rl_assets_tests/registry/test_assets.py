@@ -74,7 +74,7 @@ def test_a_candidate_that_is_no_better_is_measured_turned_down_and_reported(
     assert found is not None
     shown = metadata(result, "benchmark_evaluations")
     assert shown["decision"].value == found.decision.reason
-    assert shown["effect_dollars"].value == found.decision.effect
+    assert shown["effect_dollars"].value == pytest.approx(found.decision.effect, abs=1e-4)
     assert shown["lower_bound_dollars"].value == "none"
     policies = shown["policies"]
     assert isinstance(policies, dg.TableMetadataValue)
