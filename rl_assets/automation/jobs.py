@@ -34,9 +34,8 @@ rejudge_job = dg.define_asset_job(
     "rejudge",
     selection=["grpo_groups", "judged_rankings"],
     description="Group and judge hours again that have been read, by another judge, rubric or group size if the "
-    "launchpad says so; what is empty or 0 there is as the environment says. Each set of judgements is kept beside "
-    "the earlier ones, and no claimed batch changes.",
-    config={"resources": {"judge": {"config": {"kind": "", "group_size": 0, "model": "", "rubric": ""}}}},
+    "configuration says so, such as `resources: {judge: {config: {kind: ruler, group_size: 4}}}`. What is left out, "
+    "empty or 0 is as the environment says. Earlier sets of judgements are kept, and no claimed batch changes.",
     tags={MAX_RUNTIME: "7200"},
 )
 
