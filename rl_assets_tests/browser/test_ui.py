@@ -11,13 +11,18 @@ import socket
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, TimeoutError, expect, sync_playwright
 
-from rl_assets_tests.processes import left_running, query, start
+from rl_assets.registry.models import promote
+from rl_assets.services import databases
+from rl_assets.settings import Settings
+from rl_assets.store.database import connect
+from rl_assets_tests.processes import left_running, query, run, start
+from rl_assets_tests.registry.made import LINE, a_candidate, evaluated
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -33,14 +38,12 @@ PATIENCE = 60_000
 """Milliseconds that the page may take to show something."""
 
 
-@pytest.fixture(scope="module")
-def address(looped: Path) -> Iterator[str]:
-    """The web interface on the data of the loop, as `make ui` starts it."""
-    if CHROMIUM is None:
-        pytest.skip("no Chromium is installed here")
+@contextlib.contextmanager
+def served(data: Path) -> Iterator[str]:
+    """The web interface on a data directory, as `make ui` starts it: its address."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    command = start(looped, "ui", "--port", str(port))
+    command = start(data, "ui", "--port", str(port))
     url = f"http://127.0.0.1:{port}"
     try:
         deadline = time.monotonic() + 180
@@ -52,6 +55,14 @@ def address(looped: Path) -> Iterator[str]:
     finally:
         command.send_signal(signal.SIGINT)
         command.communicate(timeout=90)
+
+
+@pytest.fixture(scope="module")
+def address(looped: Path) -> Iterator[str]:
+    if CHROMIUM is None:
+        pytest.skip("no Chromium is installed here")
+    with served(looped) as url:
+        yield url
     assert left_running(looped) == []
 
 
@@ -59,7 +70,9 @@ def address(looped: Path) -> Iterator[str]:
 def page(address: str) -> Iterator[Page]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(QUIET))
-        yield browser.new_page(viewport={"width": 1600, "height": 1000})
+        page = browser.new_page(viewport={"width": 1600, "height": 1000})
+        page.set_default_timeout(PATIENCE)
+        yield page
         browser.close()
 
 
@@ -75,6 +88,27 @@ def keep(page: Page, name: str) -> None:
     """A picture for people, where RL_ASSETS_SCREENSHOTS names a directory."""
     if directory := os.environ.get("RL_ASSETS_SCREENSHOTS"):
         page.screenshot(path=Path(directory) / f"{name}.png")
+
+
+def until(done: Callable[[], bool], seconds: float = 600.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(1)
+
+
+def configure(page: Page, text: str) -> None:
+    """Write a run's configuration into the editor that is on top."""
+    page.locator(".CodeMirror").last.click()
+    page.keyboard.press("Control+A")
+    page.keyboard.insert_text(text)
+
+
+def launch(page: Page) -> None:
+    """Press the launchpad's button, which leads to the run, and wait until that has succeeded."""
+    page.get_by_role("button", name="Launch Run").click()
+    page.wait_for_url("**/runs/*")
+    expect(page.get_by_text("Success", exact=True).first).to_be_visible(timeout=5 * PATIENCE)
 
 
 def test_the_graph_shows_every_asset(page: Page, address: str):
@@ -129,3 +163,78 @@ def test_the_decision_of_the_gate_is_read_where_the_model_is_deployed(page: Page
     page.goto(f"{address}/assets/deployed_model")
     expect(page.get_by_text(re.compile("rejected|promoted")).first).to_be_visible(timeout=PATIENCE)
     keep(page, "deployed")
+
+
+def test_a_person_materializes_a_snapshot(page: Page, address: str, looped: Path):
+    ((snapshot,),) = query(looped, "SELECT id FROM rl_assets.snapshots ORDER BY id LIMIT 1")
+    at = f"{address}/assets/benchmark_snapshots?view=partitions&partition={snapshot}"
+    page.goto(at)
+    page.get_by_text("content_hash").first.wait_for()
+    page.get_by_role("button", name="Materialize").click()
+    page.get_by_role("button", name="Launch 1 run").click()
+    newest = """SELECT r.status FROM runs AS r JOIN run_tags AS t ON t.run_id = r.run_id
+                WHERE t.key = 'dagster/partition' AND t.value = '{}'"""
+    until(lambda: query(looped, newest.format(snapshot), dagster=True) == [("SUCCESS",)])
+    page.goto(at)
+    expect(page.get_by_text("price_paths").first).to_be_visible(timeout=PATIENCE)
+    keep(page, "snapshot")
+
+
+def test_a_person_has_hours_judged_again_in_groups_of_another_size(page: Page, address: str, looped: Path):
+    def sets() -> dict[str, int]:
+        return dict(query(looped, "SELECT window_id, count(*) FROM rl_assets.judgement_sets GROUP BY 1"))
+
+    before, hours = (
+        sets(),
+        [hour for (hour,) in query(looped, 'SELECT DISTINCT "windowId" FROM trajectories ORDER BY 1')],
+    )
+    page.goto(f"{address}/locations/rl_assets/jobs/rejudge")
+    page.get_by_role("button", name="Materialize all").click()
+    page.get_by_text("Config", exact=True).click()
+    chosen = page.get_by_placeholder("No matching partitions")
+    chosen.fill(",".join(hours))
+    chosen.press("Enter")
+    page.get_by_role("button", name="Add config").click()
+    configure(page, "resources: {judge: {config: {group_size: 3}}}")
+    page.get_by_role("button", name="Save config").click()
+    page.get_by_role("button", name=re.compile("^Launch")).last.click()
+    after = {hour: before[hour] + 1 for hour in hours}
+    until(lambda: {hour: sets()[hour] for hour in hours} == after)
+    page.goto(f"{address}/assets/judged_rankings?view=partitions&partition={hours[-1]}")
+    expect(page.get_by_text("agreement_between_sets").first).to_be_visible(timeout=PATIENCE)
+    keep(page, "judged-again")
+
+
+def test_a_person_forces_a_training(page: Page, address: str, looped: Path):
+    code, said = run(looped, "harness", "--snapshots", "2", "--siblings", "8")
+    assert code == 0, said
+    undecided = "SELECT 1 FROM rl_assets.batches WHERE state NOT IN ('promoted', 'rejected')"
+    waiting = "SELECT 1 FROM rl_assets.waiting JOIN rl_assets.champion USING (model_line, step) WHERE episodes > 0"
+    until(lambda: bool(query(looped, waiting)) and not query(looped, undecided))
+    page.goto(f"{address}/locations/rl_assets/jobs/force_training/playground")
+    expect(page.get_by_text("forced_by: a person at the launchpad")).to_be_visible(timeout=PATIENCE)
+    launch(page)
+    expect(page.get_by_text(re.compile("claimed as batch-[0-9a-f]{16}")).first).to_be_visible(timeout=PATIENCE)
+    keep(page, "forced")
+    forced = query(looped, "SELECT forced_by, id FROM rl_assets.batches ORDER BY created_at DESC LIMIT 1")
+    assert forced[0][0] == "a person at the launchpad"
+    until(lambda: not query(looped, undecided))
+    page.goto(f"{address}/assets/training_batches?view=partitions&partition={forced[0][1]}")
+    expect(page.get_by_text("a person at the launchpad").first).to_be_visible(timeout=PATIENCE)
+
+
+def test_a_person_rolls_the_champion_back(page: Page, address: str, looped: Path):
+    # The gate of so small a loop lets nothing through, so that a champion is made that came after another.
+    with databases(Settings(looped)) as urls, connect(urls.babylon) as conn:
+        candidate = a_candidate(conn, looped / "made", 900)
+        evaluated(conn, candidate, promote=True)
+        before = promote(conn, LINE, candidate.step).before.step
+    page.goto(f"{address}/locations/rl_assets/jobs/rollback/playground")
+    expect(page.get_by_text("reason: a person at the launchpad gave no reason")).to_be_visible(timeout=PATIENCE)
+    configure(page, "ops: {roll_back_champion: {config: {reason: it trades too much}}}")
+    expect(page.get_by_text("No errors")).to_be_visible(timeout=PATIENCE)
+    launch(page)
+    expect(page.get_by_text("it trades too much").first).to_be_visible(timeout=PATIENCE)
+    keep(page, "rolled-back")
+    assert query(looped, "SELECT step FROM rl_assets.champion") == [(before,)]
+    assert query(looped, "SELECT state FROM rl_assets.models WHERE step = 900") == [("rejected",)]
