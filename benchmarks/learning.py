@@ -148,7 +148,8 @@ class Line:
     def since_base(self) -> tuple[float, float, float, float]:
         """Expected PnL of the base and of the newest step, their difference, and half of its 95 % interval."""
         gain, half = difference(self._gate, self.play[0], self.play[-1])
-        return *(float(np.mean([_pnl(e) for e in self.play[n]])) for n in (0, -1)), gain, half
+        before, after = (_mean(self.play[n], "expected_pnl") for n in (0, -1))
+        return before, after, gain, half
 
     def skill(self, step: int) -> float:
         """Where between holding (0) and knowing everything (1) a step stands on the gate."""
