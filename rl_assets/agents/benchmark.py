@@ -22,6 +22,7 @@ from rl_assets.agents.runner import Agent, Assignment, Player, World, at_once, p
 from rl_assets.episodes import Episode, digest
 from rl_assets.errors import ConfigurationError, MalformedInput, RlAssetsError
 from rl_assets.market.leaderboard import Leaderboard, leaderboard
+from rl_assets.places import Place
 from rl_assets.store.lake import GrowingFile, write_json
 
 _log = logging.getLogger(__name__)
@@ -78,7 +79,7 @@ class Results:
 
 def run(
     directory: Path, entrants: Sequence[Entrant], worlds: Sequence[World], *, seed: int, on_progress: Progress
-) -> tuple[Results, Path | None]:
+) -> tuple[Results, Place | None]:
     """Play what the directory lacks, and write the report, which is None where there is no episode to report on.
 
     Raises ConfigurationError where the directory holds another comparison or two entrants have one name, MalformedInput

@@ -172,7 +172,7 @@ def test_a_disk_that_refuses_leaves_no_half_file(tmp_path, monkeypatch):
         raise OSError("no space left")
 
     monkeypatch.setattr(os, "replace", refuse)
-    with pytest.raises(RlAssetsError, match="no space left.*free disk space"):
+    with pytest.raises(RlAssetsError, match=r"no space left.*free disk space"):
         save_snapshot(tmp_path, *world(DEFAULT))
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
 

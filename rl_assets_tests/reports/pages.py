@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from html.parser import HTMLParser
-from pathlib import Path
 
 from rl_assets.agents.runner import Assignment, ReferenceAgent, World, play
 from rl_assets.episodes import Episode, Policy
 from rl_assets.market.generate import generate
 from rl_assets.market.snapshot import WorldConfig
+from rl_assets.places import Place
 
 HOSTILE = (
     "<script>alert(1)</script>\"><img src=x onerror=alert(1)></style></title><iframe src='https://example.com'>",
@@ -31,7 +31,7 @@ _HARMLESS = {
 class Page(HTMLParser):
     """A parsed page. `text` is what a reader sees; `faults` is what must not be in a report."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Place) -> None:
         super().__init__(convert_charrefs=True)
         self.text, self.faults, self.images = "", [], []
         self._open: list[str] = []

@@ -15,6 +15,7 @@ from psycopg.types.json import Jsonb
 
 from rl_assets.episodes import Policy
 from rl_assets.errors import LedgerConflict, MalformedInput, RlAssetsError
+from rl_assets.places import Place
 from rl_assets.registry.decisions import record_evaluation
 from rl_assets.registry.evaluate import decide
 from rl_assets.registry.gate import Decision
@@ -58,7 +59,7 @@ MODEL = Model(
 CURVE = [{"update": float(i), "loss/train": -0.01 * i, "loss/entropy": 1.0} for i in range(4)]
 
 
-def rendered(directory: Path, **changes: Any) -> Path:
+def rendered(directory: Path, **changes: Any) -> Place:
     given = {
         "manifest": MANIFEST,
         "model": MODEL,
