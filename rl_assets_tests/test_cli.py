@@ -13,7 +13,7 @@ import click
 import pytest
 
 from rl_assets import cli
-from rl_assets.errors import ConfigurationError, LedgerConflict, MalformedInput
+from rl_assets.errors import ConfigurationError, LedgerConflict, MalformedInput, RlAssetsError
 
 
 @pytest.fixture
@@ -165,7 +165,7 @@ def test_a_disk_that_fills_leaves_nothing_half_written(data: Path, capsys: pytes
     if mounted.returncode:
         pytest.skip(f"this machine does not mount: {mounted.stderr.decode().strip()}")
     try:
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(RlAssetsError, match="No space left"):
             for seed in range(1000):
                 save_snapshot(data / "snapshots", *generate("train", seed))
         names = [path.parent.name for path in (data / "snapshots").glob("*/public.json")]

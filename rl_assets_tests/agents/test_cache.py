@@ -18,7 +18,7 @@ def test_whatever_comes_is_held_in_order(lengths: list[int], seed: int):
     generator = torch.Generator().manual_seed(seed)
     ours, plain = growing_cache(CONFIG), DynamicCache(config=CONFIG)
     for length in lengths:
-        for layer in range(CONFIG.num_hidden_layers):
+        for layer in range(2):
             keys, values = torch.rand((2, 3, 2, length, 4), generator=generator)
             told, known = ours.update(keys, values, layer), plain.update(keys, values, layer)
             assert all(torch.equal(a, b) for a, b in zip(told, known, strict=True))

@@ -48,7 +48,7 @@ def check(world: World, conn: psycopg.Connection) -> Batch:
     assert (base.step, candidate.step, candidate.batch_id, candidate.parent_step) == (0, 1, batch.id, 0)
     assert checkpoint_digest(candidate.checkpoint_path) == candidate.digest
     manifest = world.data / "batches" / batch.id / "manifest.json"
-    assert json.loads(manifest.read_text(encoding="utf-8")) == batch.manifest
+    assert json.loads(manifest.read_text(encoding="utf-8")) == {**batch.manifest, "without_logprobs": 0}
     checkpoints = world.data / "art" / "rl-assets" / "models" / LINE / "checkpoints"
     assert sorted(path.name for path in checkpoints.iterdir() if path.name.isdigit()) == ["0000", "0001"]
     return batch

@@ -23,6 +23,7 @@ from rl_assets.grouping import build_groups
 from rl_assets.registry.checkpoints import checkpoint_digest
 from rl_assets.reports.plots import CURVES
 from rl_assets.training.base import base_path
+from rl_assets.training.cpu import CpuTraining
 from rl_assets.training.manifest import Manifest
 from rl_assets.training.progress import Limits
 from rl_assets.training.recompute import with_logprobs
@@ -110,8 +111,10 @@ def test_what_is_rewarded_is_done_more_often(data: Path, batch: list[Episode]) -
 
 def test_a_policy_that_learns_to_hold_never_becomes_a_step(data: Path, batch: list[Episode]) -> None:
     wanted = {episode.trajectory_id: share(episode, "hold") for episode in batch}
+    training = CpuTraining(passes=8, sequences=8, holdout=0.0, limits=Limits(kl_ceiling=99.0))
+    eager = Grpo(learning_rate=3e-3, cpu=training)
     with pytest.raises(CollapsedPolicy, match="the share of its answers that trade"):
-        train(data, rewarded(judged(batch), wanted), without_credit(batch))
+        train(data, rewarded(judged(batch), wanted), without_credit(batch), eager)
     assert steps(data) == ["0000"]
 
 
