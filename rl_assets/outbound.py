@@ -66,6 +66,9 @@ class PrivateHosts:
                 names.add(part)
         return cls(frozenset(names), tuple(networks))
 
+    def __str__(self) -> str:
+        return ", ".join([*sorted(self.names), *map(str, self.networks)]) or "none"
+
     def allow(self, host: str, address: Address) -> bool:
         """Whether `host` may be called at an address that it stands for, or is."""
         inner = _embedded(address)

@@ -34,6 +34,7 @@ def found(conn: psycopg.Connection, settings: Settings) -> dict[str, Finding]:
 def test_a_new_installation_is_in_order(conn: psycopg.Connection, instance: dg.DagsterInstance, tmp_path: Path):
     findings = found(conn, Settings(tmp_path))
     assert {name: one.state for name, one in findings.items() if one.state != "pass"} == {}
+    assert findings["private hosts"].detail == "localhost, 127.0.0.0/8, ::1/128"
     assert set(findings) >= {"migrations", "role", "alerts", "private hosts", "JSON log", "pools", "run monitoring"}
     assert set(findings) >= {"freshness", "tick retention", "sensors", "ticks", "undelivered alerts", "stale assets"}
 
