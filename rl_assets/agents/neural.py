@@ -55,8 +55,9 @@ class NeuralPolicy:
         return self.tokenizer.encode(text, add_special_tokens=False)
 
     def encode_all(self, texts: list[str]) -> list[list[int]]:
-        """What `encode` gives for each, in a fraction of the time."""
-        return self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]  # type: ignore[return-value]
+        """What `encode` gives for each, in a fraction of the time: masks, types and offsets are not asked for."""
+        encodings = self.tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
 
     def text_of(self, tokens: tuple[int, ...]) -> str:
         """An answer's text. The same few are given over and over."""
