@@ -29,7 +29,8 @@ class Gate:
 
     alpha: probability with which a champion may ever lose its place to a model that is no better. minimum_effect:
     dollars of expected PnL per episode. drawdown_factor, drawdown_dollars: the candidate's mean drawdown may be the
-    champion's times the one plus the other. breaches: how many more per episode. least_trades: trades per episode; a
+    champion's times the one plus the other; deeper than that, each dollar must be paid for by drawdown_price dollars
+    of the gain's lower bound. breaches: how many more per episode. least_trades: trades per episode; a
     policy that never trades earns 0 and leaves nothing to learn from.
     """
 
@@ -37,6 +38,7 @@ class Gate:
     minimum_effect: float = 0.1
     drawdown_factor: float = 1.1
     drawdown_dollars: float = 0.5
+    drawdown_price: float = 1.0
     breaches: float = 0.05
     least_trades: float = 0.5
 
@@ -143,6 +145,7 @@ def compare(days: np.ndarray, candidate: Play, champion: Play, *, look: int, gat
     lower = lower_bound(by_day, alpha)
     upper = lower_bound(-by_day, alpha)
     ours, theirs = candidate.means(), champion.means()
+    paid_for = theirs.max_drawdown + max(lower or 0.0, 0.0) / gate.drawdown_price
     decision = Decision(
         promote=False,
         reason="",
@@ -158,7 +161,7 @@ def compare(days: np.ndarray, candidate: Play, champion: Play, *, look: int, gat
         day_effects=tuple(float(effect) for effect in by_day),
         candidate=ours,
         champion=theirs,
-        most_drawdown=theirs.max_drawdown * gate.drawdown_factor + gate.drawdown_dollars,
+        most_drawdown=max(theirs.max_drawdown * gate.drawdown_factor + gate.drawdown_dollars, paid_for),
         most_breaches=theirs.breaches + gate.breaches,
         least_trades=gate.least_trades,
     )

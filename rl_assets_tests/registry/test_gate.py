@@ -61,7 +61,7 @@ def test_the_very_same_play_is_not_promoted():
 @pytest.mark.parametrize(
     ("worse", "said"),
     [
-        ({"max_drawdown": 6.1}, "drawdown of 6.10 dollars is above 6.00"),
+        ({"max_drawdown": 10.1}, "drawdown of 10.10 dollars is above 10.00"),
         ({"breaches": 0.1}, "0.10 breaches per episode are above 0.05"),
         ({"trades": 0.25}, "0.25 trades per episode are below 0.50"),
     ],
@@ -71,6 +71,23 @@ def test_a_better_candidate_that_is_worse_elsewhere_is_rejected(worse: dict[str,
     assert decision.is_better
     assert not decision.promote
     assert said in decision.reason
+
+
+@pytest.mark.parametrize(("gain", "most"), [(0.2, 6.0), (0.9, 6.0), (1.5, 6.5), (5.0, 10.0)])
+def test_a_deeper_drawdown_is_paid_for_by_what_is_surely_earned(gain: float, most: float):
+    better = {"candidate": some_play(gain, max_drawdown=most), "champion": some_play()}
+    assert compare(DAYS, **better, look=1).promote
+    deeper = replace(better["candidate"], max_drawdown=better["candidate"].max_drawdown + 0.01)
+    assert not compare(DAYS, deeper, better["champion"], look=1).promote
+
+
+def test_a_gain_that_is_not_sure_pays_for_no_drawdown():
+    # Earns 5 dollars more on average, and nobody knows whether that is luck.
+    unsure = replace(noisy(np.random.default_rng(4), 5.0, day_spread=40.0), max_drawdown=some_play().max_drawdown + 1.01)
+    decision = compare(DAYS, unsure, some_play(), look=1)
+    assert decision.lower is not None and decision.lower < 0
+    assert decision.most_drawdown == 6.0
+    assert not decision.drawdown_is_kept
 
 
 def test_what_is_within_the_tolerance_is_let_through():
