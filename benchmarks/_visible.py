@@ -52,10 +52,10 @@ def _won(text: str, prices: dict[tuple[str, int], float]) -> float:
         if not line.startswith("did| {"):
             continue
         action = json.loads(line.removeprefix("did| "))
-        market, do = action.get("market"), action["do"]
+        market, do = action.get("market"), action.get("do")
         if do == "close":
             won += sum(_worth(price, prices[market, number]) for price in held.pop(market, []))
-        elif market is not None:
+        elif do is not None and market is not None:  # an answer that says nothing is shown as {}
             held.setdefault(market, []).append((do, float(action["size"]), prices[market, number]))
     return won + sum(_worth(order, prices[name, last]) for name, orders in held.items() for order in orders)
 

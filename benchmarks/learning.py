@@ -5,8 +5,8 @@ to learn from, and draws of its own. Every batch is played by the step that the 
 same gate snapshots with the same draws; the interval is of the difference per market day, since snapshots of a day
 share its luck.
 
-With `--judge ruler` the rewards are the ranks of a judge on loopback that sees the transcripts alone, and each reward
-stands for its whole episode: nothing hidden says which step has earned it.
+With `--judge ruler` the rewards are the ranks of a judge on loopback that sees the transcripts alone. With `--blind`
+each reward stands for its whole episode: nothing says which step has earned it.
 """
 
 from __future__ import annotations
@@ -185,6 +185,7 @@ def _pnl(episode: Episode) -> float:
 @click.option("--gate-siblings", default=1, show_default=True, help="Episodes per held-out snapshot and policy.")
 @click.option("--gate-seed", default=FRESH_GATE, show_default=True, help="The first held-out snapshot's seed.")
 @click.option("--judge", type=click.Choice(["outcome", "ruler"]), default="outcome", show_default=True)
+@click.option("--blind", is_flag=True, help="Train without knowing what each step has earned.")
 @click.option("--data", type=click.Path(path_type=Path), help="Where checkpoints are kept; by default nowhere.")
 def main(
     seeds: int,
@@ -196,6 +197,7 @@ def main(
     gate_siblings: int,
     gate_seed: int,
     judge: str,
+    blind: bool,
     data: Path | None,
 ) -> None:
     """Print, per seed and batch, what was earned before and after, and a line that sums it up."""
@@ -219,7 +221,7 @@ def main(
             for batch in range(batches):
                 start = (seed * batches + batch) * days * SNAPSHOTS_PER_DAY
                 train = [generate("train", s) for s in SPLITS["train"][start : start + snapshots]]
-                line.learn(train, siblings, rank, blind=judge == "ruler")
+                line.learn(train, siblings, rank, blind=blind)
             before, after, gain, half = line.since_base()
             gains.append((gain, gain - half, after >= bounds.news_follower))
             click.echo(

@@ -19,6 +19,8 @@ from rl_assets.training.trigger import ATTEMPTS
 if TYPE_CHECKING:
     import psycopg
 
+    from rl_assets.settings import Settings
+
 LOOK_SECONDS = 1.0
 ENDS = ("promoted", "rejected")
 
@@ -46,24 +48,26 @@ class Sight:
 
 
 class Watch:
-    """Looks at a model line from now on. `failures` gives the errors of runs that failed since, if any."""
+    """Looks at the model line from now on. `failures` gives the errors of runs that failed since, if any."""
 
     def __init__(
         self,
         conn: psycopg.Connection,
-        model_line: str,
+        settings: Settings,
         failures: Callable[[], Sequence[str]],
     ) -> None:
-        self._conn, self._line, self._failures = conn, model_line, failures
+        self._conn, self._settings, self._failures = conn, settings, failures
+        self._line = settings.model_line
         self._ids: list[str] = []
-        self._known = {batch.id for batch in batches(conn, model_line=model_line, states=(*ENDS, "freed"), limit=1000)}
+        self._known = {batch.id for batch in batches(conn, model_line=self._line, states=(*ENDS, "freed"), limit=1000)}
 
     def watch(self, trajectory_ids: Sequence[str]) -> None:
         """Watch these episodes until they are judged."""
         self._ids += trajectory_ids
 
     def look(self) -> Sight:
-        ready = readiness(self._conn, self._line, champion_step(self._conn, self._line))
+        step = champion_step(self._conn, self._line)
+        ready = readiness(self._conn, self._line, step, self._settings.most_stale)
         new = [b for b in batches(self._conn, model_line=self._line, limit=20) if b.id not in self._known]
         return Sight(ready, self._unjudged(), new[0] if new else None, next(iter(self._failures()), None))
 

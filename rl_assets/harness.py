@@ -143,7 +143,7 @@ def provide(
 
 def run(conn: psycopg.Connection, settings: Settings, plan: Plan, model: LiveModel, on_progress: Progress) -> Played:
     """Provide agents and snapshots, play, and record. Nothing of an episode is recorded before its end."""
-    ready = readiness(conn, settings.model_line, model.step)
+    ready = readiness(conn, settings.model_line, model.step, settings.most_stale)
     seed = next_seed(conn) if plan.seed is None else plan.seed
     count = plan.snapshots or snapshots_for(ready, settings.min_trajectories, plan.siblings)
     first = PLAYABLE.start + seed * SEEDS_PER_RUN

@@ -171,8 +171,9 @@ class LocalSettings:
 class Settings:
     """data_dir: root of bulk data, absolute. database_url: Babylon's Postgres, None for the embedded server.
     dagster_pg_url: Dagster's own database, None for the embedded server's.
-    min_trajectories: fresh episodes that start a training. group_size: episodes per group. judge: `ruler` once it has a
-    model, else `outcome`. backend_why: in words. base_policy: step 0 of a line on the CPU.
+    min_trajectories: fresh episodes that start a training. most_stale: policy steps that they may be behind.
+    group_size: episodes per group. judge: `ruler` once it has a model, else `outcome`. backend_why: in
+    words. base_policy: step 0 of a line on the CPU.
     store: where machines share what is in `lake`; None where there is one machine, or its data_dir is a shared disk.
     spread: `ray` where play and judging go to a Ray cluster as tasks, else empty."""
 
@@ -180,6 +181,7 @@ class Settings:
     database_url: str | None = None
     dagster_pg_url: str | None = None
     min_trajectories: int = 1000
+    most_stale: int = 0
     group_size: int = 8
     judge: str = "outcome"
     backend: str = CPU
@@ -209,6 +211,7 @@ class Settings:
             database_url=_postgres(env, "DATABASE_URL"),
             dagster_pg_url=_postgres(env, "DAGSTER_PG_URL"),
             min_trajectories=_at_least(env, "TRAINING_MIN_TRAJECTORIES", 1000, least=1),
+            most_stale=_at_least(env, "TRAINING_MOST_STALE", 0, least=0),
             group_size=_at_least(env, "TRAINING_GROUP_SIZE", 8, least=2),
             judge="ruler" if ruler.model else "outcome",
             backend=choice.backend,

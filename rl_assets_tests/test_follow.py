@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import psycopg
 import pytest
 
 from rl_assets.errors import RlAssetsError
 from rl_assets.follow import Sight, Watch, ended, until
+from rl_assets.settings import Settings
 from rl_assets.store.ledger import Batch, advance_batch, get_batch
 from rl_assets.store.submissions import begin_submission
 from rl_assets.training.submission import Submission
@@ -23,7 +25,7 @@ def batch(conn: psycopg.Connection) -> tuple[Watch, Batch]:
     """A batch that is being trained, and a watch that began before it was claimed."""
     a_champion(conn)
     waiting(conn, 4)
-    watch = Watch(conn, LINE, list)
+    watch = Watch(conn, Settings(Path("data"), model_line=LINE), list)
     found = claim(conn, model_line=LINE, minimum=4, forced_by=None).batch
     assert found is not None
     return watch, advance_batch(conn, found.id, "training")

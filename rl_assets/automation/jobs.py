@@ -84,7 +84,13 @@ def claim_below_threshold(
 
     with plainly(), database.connect() as conn:
         trainer.check()
-        found = claim(conn, model_line=trainer.line, minimum=trainer.minimum, forced_by=config.forced_by)
+        found = claim(
+            conn,
+            model_line=trainer.line,
+            minimum=trainer.minimum,
+            forced_by=config.forced_by,
+            most_stale=trainer.settings.most_stale,
+        )
     if found.batch is None:
         raise dg.Failure(f"nothing was claimed: {found.reason}", allow_retries=False)
     context.log.info(found.reason)

@@ -49,5 +49,6 @@ def next_training(instance: dg.DagsterInstance, database: Database, trainer: Tra
             conn,
             model_line=line,
             minimum=minimum,
+            most_stale=trainer.settings.most_stale,
             runs_of=lambda batch_id: runs_of_batch(instance, batch_id),
         )

@@ -159,7 +159,7 @@ def _play(
         where = "at W&B" if isinstance(model.checkpoint_path, Remote) else "embedded, on this machine"
         console().print(f"model: {model.model_line} step {model.step}, {where}: {model.checkpoint_path}")
         _show_readiness("before", _ready(conn, settings), settings)
-        watch = Watch(conn, settings.model_line, failures)
+        watch = Watch(conn, settings, failures)
         began = time.monotonic()
         played = run(conn, settings, plan, model, report)
     show_table(
@@ -199,7 +199,13 @@ def _follow(
                     "more, or add --force"
                 )
                 return None
-            found = claim(conn, model_line=settings.model_line, minimum=settings.min_trajectories, forced_by=FORCED_BY)
+            found = claim(
+                conn,
+                model_line=settings.model_line,
+                minimum=settings.min_trajectories,
+                forced_by=FORCED_BY,
+                most_stale=settings.most_stale,
+            )
             console().print(f"the threshold of {settings.min_trajectories} was overridden by --force: {found.reason}")
         return until(watch, ended, deadline=deadline, on_sight=on_sight, check=children.check).batch
 
@@ -222,7 +228,7 @@ def _ready(conn: psycopg.Connection, settings: Settings) -> Readiness:
     from rl_assets.registry.models import champion_step
     from rl_assets.store.ledger import readiness
 
-    return readiness(conn, settings.model_line, champion_step(conn, settings.model_line))
+    return readiness(conn, settings.model_line, champion_step(conn, settings.model_line), settings.most_stale)
 
 
 def _show_readiness(when: str, ready: Readiness, settings: Settings) -> None:

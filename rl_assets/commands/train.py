@@ -26,6 +26,7 @@ def train(force: bool, model_line: str | None) -> int:
             model_line=model_line or settings.model_line,
             minimum=settings.min_trajectories,
             forced_by="rl-assets train --force" if force else None,
+            most_stale=settings.most_stale,
         )
     click.echo(found.reason)
     if found.batch is None:

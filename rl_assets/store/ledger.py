@@ -47,7 +47,7 @@ NEXT = {
 
 @dataclass(frozen=True, slots=True)
 class Readiness:
-    """What waits of a model line, as played by one step of it.
+    """What waits of a model line, as played by the step that would be trained, or by those shortly before it.
 
     fresh: episodes that may be claimed now, in trainable_groups. waiting_groups: groups without a judge's verdict.
     claimed: episodes in batches that were not freed. in_flight_batch: the batch that is not at its end yet.
@@ -127,11 +127,14 @@ def record_judgements(
     return len(after - before)
 
 
-def readiness(conn: psycopg.Connection, model_line: str, step: int | None) -> Readiness:
-    """What waits for the next training on top of `step`; nothing does where there is no step yet."""
+def readiness(conn: psycopg.Connection, model_line: str, step: int | None, most_stale: int = 0) -> Readiness:
+    """What waits for the next training on top of `step`; nothing does where there is no step yet. most_stale: how many
+    steps before it the policy that played may be."""
     waiting = conn.execute(
-        "SELECT episodes, offers, unjudged FROM rl_assets.waiting WHERE model_line = %s AND step = %s",
-        [model_line, step],
+        """SELECT coalesce(sum(episodes), 0)::bigint, coalesce(sum(offers), 0)::bigint,
+                  coalesce(sum(unjudged), 0)::bigint
+           FROM rl_assets.waiting WHERE model_line = %(line)s AND step BETWEEN %(step)s - %(stale)s AND %(step)s""",
+        {"line": model_line, "step": step, "stale": most_stale},
     ).fetchone()
     claimed = conn.execute("SELECT episodes FROM rl_assets.claimed WHERE model_line = %s", [model_line]).fetchone()
     in_flight = batches(conn, model_line=model_line, states=IN_FLIGHT, limit=1)
@@ -140,16 +143,24 @@ def readiness(conn: psycopg.Connection, model_line: str, step: int | None) -> Re
 
 
 def claim_batch(
-    conn: psycopg.Connection, *, model_line: str, base_step: int, minimum: int, forced_by: str | None
+    conn: psycopg.Connection,
+    *,
+    model_line: str,
+    base_step: int,
+    minimum: int,
+    forced_by: str | None,
+    most_stale: int = 0,
 ) -> Batch | None:
-    """Claim whole groups, oldest window first, until they hold `minimum` episodes.
+    """Claim whole groups, oldest window first, until they hold `minimum` episodes, of what `base_step` has played and
+    up to `most_stale` steps before it.
 
     Returns None, and claims nothing, if fewer wait or a batch of the line is in flight. Where `forced_by` says who
     wants one all the same, fewer will do if fewer wait; LedgerConflict is raised if there is nothing to claim.
     """
     with _writing(conn):
         in_flight = batches(conn, model_line=model_line, states=IN_FLIGHT, limit=1)
-        offers = [] if in_flight else oldest(conn, model_line, base_step, minimum)
+        steps = range(max(base_step - most_stale, 0), base_step + 1)
+        offers = [] if in_flight else oldest(conn, model_line, steps, minimum)
         found = sum(len(ids) for _, _, _, _, ids, _ in offers)
         if not offers or (found < minimum and forced_by is None):
             if forced_by is None:

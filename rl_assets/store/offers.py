@@ -60,15 +60,19 @@ def waiting_ids(conn: psycopg.Connection, window_id: str) -> set[str]:
     return {identity for (identity,) in rows}
 
 
-def oldest(conn: psycopg.Connection, model_line: str, step: int, minimum: int) -> list[tuple]:
-    """(id, window, judgement set, group, trajectory ids, rewards) of offers, oldest first, until `minimum` members."""
+def oldest(conn: psycopg.Connection, model_line: str, steps: range, minimum: int) -> list[tuple]:
+    """(id, window, judgement set, group, trajectory ids, rewards) of offers of these steps, oldest first, until
+    `minimum` members."""
     return conn.execute(
+        # Each step is read by itself, in the order of the index.
         """SELECT id, window_id, judgement_set, group_id, trajectory_ids, rewards FROM (
-             SELECT *, sum(members) OVER (ORDER BY window_id, group_id, id) - members AS before
-             FROM (SELECT * FROM rl_assets.offers WHERE model_line = %s AND step = %s AND batch_id IS NULL
-                   ORDER BY window_id, group_id, id LIMIT %s) AS oldest) AS counted
+             SELECT o.*, sum(members) OVER (ORDER BY window_id, group_id, id) - members AS before
+             FROM unnest(%s::integer[]) AS played (step), LATERAL (
+               SELECT * FROM rl_assets.offers AS o
+               WHERE o.model_line = %s AND o.step = played.step AND o.batch_id IS NULL
+               ORDER BY o.window_id, o.group_id, o.id LIMIT %s) AS o) AS counted
            WHERE before < %s ORDER BY window_id, group_id, id""",
-        [model_line, step, minimum // 2 + 1, minimum],  # an offer has two members at least
+        [list(steps), model_line, minimum // 2 + 1, minimum],  # an offer has two members at least
     ).fetchall()
 
 

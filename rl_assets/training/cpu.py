@@ -11,6 +11,7 @@ import json
 import math
 import os
 import shutil
+import time
 from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -40,6 +41,8 @@ from rl_assets.training.lora import adapt, load_lora, merge
 from rl_assets.training.progress import Limits, Progress, put_back
 
 GRADIENT_STEPS = "data/step_num_gradient_steps"
+KEEP_SECONDS = 20.0
+"""Of work that a killed run may lose, beside the update that it was in. The end of a pass is always kept."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +161,7 @@ class CpuService:
     ) -> AsyncIterator[dict[str, float]]:
         """Passes over the packed batch from `parent_step`; saves the best as the next step. Yields an update's metrics.
 
-        A run that was killed goes on after the last pass that it finished. Raises MissingCheckpoint where the parent is
+        A run that was killed goes on after the last update that it kept. Raises MissingCheckpoint where the parent is
         gone, and CollapsedPolicy where a limit is passed or a gradient is not finite.
         """
         parent_step = self.steps()[-1] if self.parent_step is None else self.parent_step
@@ -195,14 +198,18 @@ class CpuService:
         progress = Progress.resume(self._kept, fingerprint, model, optimizer)
         updates = sum(map(len, plan))
         model.train()
+        kept_at = time.monotonic()
         while len(progress.passes) < len(plan) and progress.over is None:
             number = len(progress.passes)
-            for rows in plan[number]:
+            for rows in plan[number][progress.updates_of_pass :]:
                 done = len(progress.curve)
                 for group in optimizer.param_groups:
                     group["lr"] = config.learning_rate * _schedule(done, updates, self.training.warm_up)
                 point = learner.update(optimizer, rows)
                 progress.curve.append({"update": float(done), "pass": float(number), **point})
+                if time.monotonic() - kept_at > KEEP_SECONDS:
+                    progress.keep(self._kept, model, optimizer)
+                    kept_at = time.monotonic()
                 yield {**point, GRADIENT_STEPS: float(updates)}
             gain = learner.gain(held_out) if held_out else None
             progress.end_pass(model, optimizer, gain, self.training.limits)

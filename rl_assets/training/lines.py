@@ -69,12 +69,14 @@ def service_of(
     if settings.backend == SERVERLESS:
         from rl_assets.training.serverless import ServerlessTrainingService
 
-        return ServerlessTrainingService(conn, settings.model_line, settings.serverless)
-    from rl_assets.training.service import Grpo, GRPOTrainingService
+        return ServerlessTrainingService(conn, settings.model_line, settings.serverless, settings.most_stale)
+    from rl_assets.training.service import GPU, Grpo, GRPOTrainingService
 
-    grpo = None
-    if settings.base_policy == SMOLLM2:
+    if settings.backend == LOCAL:
+        grpo = GPU
+    elif settings.base_policy == SMOLLM2:
         from rl_assets.training.smollm import GRPO as grpo
-    if recompute:
-        grpo = replace(grpo or Grpo(), recompute=True)
+    else:
+        grpo = Grpo()
+    grpo = replace(grpo, recompute=recompute, most_stale=settings.most_stale)
     return GRPOTrainingService(data_dir, settings.model_line, backend=settings.backend, grpo=grpo)

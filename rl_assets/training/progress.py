@@ -42,6 +42,11 @@ class Progress:
     best: State | None = None
     over: str | None = None
 
+    @property
+    def updates_of_pass(self) -> int:
+        """How many updates of the pass that is not closed yet are done."""
+        return sum(point["pass"] == len(self.passes) for point in self.curve)
+
     def end_pass(
         self, model: PreTrainedModel, optimizer: torch.optim.Optimizer, gain: float | None, limits: Limits
     ) -> None:

@@ -53,8 +53,10 @@ class ServerlessTrainingService:
     """Trains at W&B. `train` may be called again for a batch: what was handed over is asked about, and not handed over
     again. The connection is the ledger's."""
 
-    def __init__(self, conn: psycopg.Connection, model_line: str, settings: ServerlessSettings) -> None:
-        self._conn, self.model_line, self._settings = conn, model_line, settings
+    def __init__(
+        self, conn: psycopg.Connection, model_line: str, settings: ServerlessSettings, most_stale: int = 0
+    ) -> None:
+        self._conn, self.model_line, self._settings, self._most_stale = conn, model_line, settings, most_stale
 
     def train(self, manifest: Manifest, episodes: Mapping[str, Episode]) -> TrainingResult:
         """One step of GRPO from `manifest.base_step` on exactly the manifest's episodes, of a batch that is `training`.
@@ -76,7 +78,7 @@ class ServerlessTrainingService:
             )
         submission = open_submission(batch.result, batch.attempt)
         if submission is None:
-            submission, evidence = self._submit(batch, manifest, _groups(manifest, episodes))
+            submission, evidence = self._submit(batch, manifest, _groups(manifest, episodes, self._most_stale))
         else:
             with WandbApi(self._settings, seconds=ASKING_SECONDS) as api:
                 evidence = ask(api, submission)
@@ -209,7 +211,7 @@ def _never_connected(error: BaseException) -> bool:
     return isinstance(error.__cause__, (httpx.ConnectError, httpx.ConnectTimeout, httpx.UnsupportedProtocol))
 
 
-def _groups(manifest: Manifest, episodes: Mapping[str, Episode]) -> list[art.TrajectoryGroup]:
+def _groups(manifest: Manifest, episodes: Mapping[str, Episode], most_stale: int) -> list[art.TrajectoryGroup]:
     from rl_assets.training.codec import to_groups
 
-    return to_groups(manifest, episodes)
+    return to_groups(manifest, episodes, most_stale)

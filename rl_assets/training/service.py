@@ -48,6 +48,10 @@ class Grpo:
     cpu: CpuTraining = field(default_factory=CpuTraining)
 
 
+GPU = Grpo(learning_rate=5e-6, epsilon=0.2, epsilon_high=0.2)
+"""For an LLM that learns by an adapter, batch after batch."""
+
+
 class GRPOTrainingService:
     """Trains through ART's Backend protocol. `train` may be called again for a batch: a step that it has saved already
     is returned and not trained twice."""
@@ -58,7 +62,7 @@ class GRPOTrainingService:
         self.art_path = data_dir / "art"
         self.model_line = model_line
         self.backend_name = backend
-        self.grpo = grpo or (Grpo(learning_rate=5e-6, epsilon=0.2, epsilon_high=0.2) if backend == LOCAL else Grpo())
+        self.grpo = grpo or (GPU if backend == LOCAL else Grpo())
 
     def checkpoint(self, step: int) -> Path:
         return self.art_path / PROJECT / "models" / self.model_line / "checkpoints" / f"{step:04d}"
@@ -68,7 +72,7 @@ class GRPOTrainingService:
 
         Raises MalformedInput where episodes are missing, stale or without logprobs or no rewards differ,
         MissingCheckpoint where the base step is gone, and CollapsedPolicy where a limit of training is passed. No
-        checkpoint is written then. A run that was killed goes on after the last pass that it finished.
+        checkpoint is written then. A run that was killed goes on after the last update that it kept.
         """
         if manifest.model_line != self.model_line:
             raise MalformedInput(

@@ -43,7 +43,9 @@ class Look:
     run_key: str | None = None
 
 
-def look(conn: psycopg.Connection, *, model_line: str, minimum: int, runs_of: Callable[[str], Runs]) -> Look:
+def look(
+    conn: psycopg.Connection, *, model_line: str, minimum: int, runs_of: Callable[[str], Runs], most_stale: int = 0
+) -> Look:
     """Decide what the next run of a model line is, claiming a batch if `minimum` fresh episodes wait.
 
     One batch of a line is in flight at a time. `runs_of` gives the runs of a batch; it is called at most once. Where a
@@ -53,7 +55,7 @@ def look(conn: psycopg.Connection, *, model_line: str, minimum: int, runs_of: Ca
     failed = [] if in_flight else batches(conn, model_line=model_line, states=("failed",), limit=20)
     seen = next((batch for batch in (*in_flight, *failed) if in_flight or batch.attempt < ATTEMPTS), None)
     if seen is None:
-        return claim(conn, model_line=model_line, minimum=minimum, forced_by=None)
+        return claim(conn, model_line=model_line, minimum=minimum, forced_by=None, most_stale=most_stale)
     if (not in_flight or seen.state == "evaluated") and (held := _held(conn, model_line)) is not None:
         return Look(held)
     try:
@@ -64,9 +66,12 @@ def look(conn: psycopg.Connection, *, model_line: str, minimum: int, runs_of: Ca
         return Look(f"{seen.id} has moved while it was looked at; the next look decides")
 
 
-def claim(conn: psycopg.Connection, *, model_line: str, minimum: int, forced_by: str | None) -> Look:
+def claim(
+    conn: psycopg.Connection, *, model_line: str, minimum: int, forced_by: str | None, most_stale: int = 0
+) -> Look:
     """Claim a batch of `minimum` fresh episodes; where `forced_by` says who wants it, fewer will do if fewer wait.
 
+    Fresh are episodes of the champion, and of the `most_stale` steps before it.
     One batch of a line is in flight at a time; while one is, nothing is claimed. The run of a batch claimed here is
     requested by whoever called, or else by the training sensor's next look. Raises `LedgerConflict` if it is forced and
     nothing waits.
@@ -74,7 +79,7 @@ def claim(conn: psycopg.Connection, *, model_line: str, minimum: int, forced_by:
     base_step = champion_step(conn, model_line)
     if base_step is None:
         return Look(f"{model_line} has no champion yet; materialize base_policy")
-    ready = readiness(conn, model_line, base_step)
+    ready = readiness(conn, model_line, base_step, most_stale)
     counts = f"{ready.fresh} of {minimum} fresh episodes"
     if ready.waiting_groups:
         counts += f"; {ready.waiting_groups} groups wait for a judge"
@@ -86,7 +91,14 @@ def claim(conn: psycopg.Connection, *, model_line: str, minimum: int, forced_by:
         return Look(counts)
     if ready.fresh < minimum:
         logger.warning("the threshold of %d is overridden by %s: %d fresh episodes", minimum, forced_by, ready.fresh)
-    batch = claim_batch(conn, model_line=model_line, base_step=base_step, minimum=minimum, forced_by=forced_by)
+    batch = claim_batch(
+        conn,
+        model_line=model_line,
+        base_step=base_step,
+        minimum=minimum,
+        forced_by=forced_by,
+        most_stale=most_stale,
+    )
     if batch is None:
         return Look(f"{counts}; another look claimed them first")
     return _request(batch, f"{counts}: claimed as {batch.id}, on top of step {base_step}")

@@ -83,8 +83,8 @@ def test_a_deeper_drawdown_is_paid_for_by_what_is_surely_earned(gain: float, mos
 
 def test_a_gain_that_is_not_sure_pays_for_no_drawdown():
     # Earns 5 dollars more on average, and nobody knows whether that is luck.
-    unsure = replace(noisy(np.random.default_rng(4), 5.0, day_spread=40.0), max_drawdown=some_play().max_drawdown + 1.01)
-    decision = compare(DAYS, unsure, some_play(), look=1)
+    unsure, champion = noisy(np.random.default_rng(4), 5.0, day_spread=40.0), some_play()
+    decision = compare(DAYS, replace(unsure, max_drawdown=champion.max_drawdown + 1.01), champion, look=1)
     assert decision.lower is not None and decision.lower < 0
     assert decision.most_drawdown == 6.0
     assert not decision.drawdown_is_kept

@@ -101,6 +101,29 @@ def test_only_episodes_of_the_step_that_is_trained_on_are_claimed(conn: psycopg.
     assert {episode.policy.step for episode in read_episodes(conn, claimed_ids(conn, batch.id)).values()} == {1}
 
 
+@pytest.mark.parametrize(("most_stale", "played"), [(0, {3}), (1, {2, 3}), (2, {1, 2, 3}), (9, {0, 1, 2, 3})])
+def test_episodes_of_steps_shortly_before_are_claimed_where_they_may_be_stale(
+    conn: psycopg.Connection, most_stale: int, played: set[int]
+):
+    record_judgements(conn, judged([e for step in range(5) for e in recorded(conn, 2, policy=Policy(LINE, step))]))
+    assert readiness(conn, LINE, 3, most_stale).fresh == 2 * len(played)
+    batch = claim_batch(
+        conn, model_line=LINE, base_step=3, minimum=2 * len(played), forced_by=None, most_stale=most_stale
+    )
+    assert batch is not None and batch.episodes == 2 * len(played)
+    assert {e.policy.step for e in read_episodes(conn, claimed_ids(conn, batch.id)).values()} == played
+
+
+def test_of_several_steps_the_oldest_window_is_claimed_first(conn: psycopg.Connection):
+    later = WINDOW.replace("T08", "T09")
+    assert later > WINDOW
+    for window, step in ((WINDOW, 1), (later, 0)):
+        record_judgements(conn, judged(recorded(conn, 2, window=window, policy=Policy(LINE, step)), window=window))
+    batch = claim_batch(conn, model_line=LINE, base_step=1, minimum=2, forced_by=None, most_stale=1)
+    assert batch is not None
+    assert Manifest.from_json(batch.manifest).windows == (WINDOW,)
+
+
 def test_recording_a_judgement_again_changes_nothing(conn: psycopg.Connection):
     episodes = recorded(conn, 4)
     assert record_judgements(conn, judged(episodes)) == 4

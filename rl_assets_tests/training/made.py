@@ -63,7 +63,10 @@ def by_id(episodes: Sequence[Episode]) -> dict[str, Episode]:
 if __name__ == "__main__":  # a process of its own, for a test that kills it
     import torch
 
-    data, batch = map(Path, sys.argv[1:])
+    from rl_assets.training import cpu
+
+    data, batch = map(Path, sys.argv[1:3])
+    cpu.KEEP_SECONDS = float(sys.argv[3])
     torch.set_num_threads(1)
     manifest, episodes = pickle.loads(batch.read_bytes())
     GRPOTrainingService(data, LINE, grpo=QUICK).train(manifest, episodes)

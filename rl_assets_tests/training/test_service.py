@@ -118,8 +118,9 @@ def test_a_policy_that_learns_to_hold_never_becomes_a_step(data: Path, batch: li
     assert steps(data) == ["0000"]
 
 
+@pytest.mark.parametrize(("keep_seconds", "first_kept"), [(3600.0, "a pass"), (0.0, "an update")])
 def test_a_killed_training_leaves_no_step_and_goes_on_where_it_was(
-    data: Path, batch: list[Episode], tmp_path: Path
+    data: Path, batch: list[Episode], tmp_path: Path, keep_seconds: float, first_kept: str
 ) -> None:
     manifest = judged(batch)
     elsewhere = tmp_path / "elsewhere"
@@ -127,17 +128,20 @@ def test_a_killed_training_leaves_no_step_and_goes_on_where_it_was(
     pickled = tmp_path / "batch.pkl"
     pickled.write_bytes(pickle.dumps((manifest, by_id(batch))))
     process = subprocess.Popen(
-        [sys.executable, "-m", made.__name__, str(data), str(pickled)], env=os.environ | {"OMP_NUM_THREADS": "1"}
+        [sys.executable, "-m", made.__name__, str(data), str(pickled), str(keep_seconds)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     kept = data / "art" / "rl-assets" / "models" / LINE / "unfinished" / manifest.batch_id / "progress.pt"
     try:
         while not kept.exists():
-            assert process.poll() is None, "the training ended before its first pass was kept"
+            assert process.poll() is None, f"the training ended before {first_kept} was kept"
             time.sleep(0.002)
     finally:
         process.kill()
         process.wait()
     assert steps(data) == ["0000"]
+    held = torch.load(kept, weights_only=True)
+    assert held["passes"] if first_kept == "a pass" else len(held["curve"]) > 0
     resumed, whole = train(data, manifest, batch), train(elsewhere, manifest, batch)
     assert steps(data) == ["0000", "0001"]
     assert not kept.exists()

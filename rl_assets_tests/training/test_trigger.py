@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -11,9 +12,11 @@ import pytest
 
 from rl_assets.errors import LedgerConflict
 from rl_assets.judging import JudgementSet, OutcomeJudge, unjudged
+from rl_assets.registry.models import promote
 from rl_assets.store.ledger import Batch, advance_batch, batches, claimed_ids, get_batch, record_judgements
 from rl_assets.training import trigger
 from rl_assets.training.trigger import ATTEMPTS, Look, Runs, claim, look, record_failure
+from rl_assets_tests.registry.made import a_candidate, evaluated
 from rl_assets_tests.store.waiting import LINE, a_champion, judged, recorded, waiting
 
 LATER = "2026-11-23T09:00"
@@ -238,6 +241,17 @@ def test_a_failure_after_the_training_takes_nothing_back(line: psycopg.Connectio
     said = record_failure(line, batch_id, run_id="r2", run_key=f"{batch_id}:1:after-1", error="no gate")
     assert said == f"{batch_id} stays trained: run r2 failed with no gate"
     assert get_batch(line, batch_id).state == "trained"
+
+
+def test_stale_episodes_count_towards_the_threshold_as_far_as_they_are_wanted(line: psycopg.Connection, tmp_path: Path):
+    waiting(line, 4)
+    evaluated(line, a_candidate(line, tmp_path, 1), promote=True)
+    promote(line, LINE, 1)
+    terms = {"model_line": LINE, "minimum": 4, "runs_of": lambda _: Runs(None, frozenset())}
+    assert look(line, **terms).reason == "0 of 4 fresh episodes"
+    taken = look(line, **terms, most_stale=1)
+    assert taken.batch is not None
+    assert (taken.batch.base_step, taken.batch.episodes) == (1, 4)
 
 
 def test_forcing_overrides_the_threshold_and_says_so(line: psycopg.Connection, caplog: pytest.LogCaptureFixture):
