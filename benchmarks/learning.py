@@ -43,8 +43,9 @@ from rl_assets.registry.gate import compare  # noqa: E402
 from rl_assets.store.database import connect, migrate  # noqa: E402
 from rl_assets.store.embedded import EmbeddedPostgres  # noqa: E402
 from rl_assets.training.base import WarmStart, ensure_base_policy  # noqa: E402
+from rl_assets.training.cpu import CpuTraining  # noqa: E402
 from rl_assets.training.manifest import Manifest, ManifestGroup  # noqa: E402
-from rl_assets.training.service import GRPOTrainingService  # noqa: E402
+from rl_assets.training.service import Grpo, GRPOTrainingService  # noqa: E402
 from rl_assets_tests.judging.judge_server import loopback_judge  # noqa: E402
 
 LINE = "benchmark"
@@ -121,8 +122,11 @@ def difference(worlds: Sequence[World], before: Sequence[Episode], after: Sequen
 class Line:
     """A model line in a directory, and what each of its steps has played on the gate."""
 
-    def __init__(self, data: Path, seed: int, gate: Sequence[World], siblings: int, bounds: Bounds) -> None:
-        self._service, self._seed, self._gate, self._siblings = GRPOTrainingService(data, LINE), seed, gate, siblings
+    def __init__(
+        self, data: Path, seed: int, gate: Sequence[World], siblings: int, bounds: Bounds, training: CpuTraining
+    ) -> None:
+        self._service = GRPOTrainingService(data, LINE, grpo=Grpo(cpu=training))
+        self._seed, self._gate, self._siblings = seed, gate, siblings
         self._bounds = bounds
         self.play = [self._on_gate(0)]
 
@@ -186,6 +190,7 @@ def _pnl(episode: Episode) -> float:
 @click.option("--gate-seed", default=FRESH_GATE, show_default=True, help="The first held-out snapshot's seed.")
 @click.option("--judge", type=click.Choice(["outcome", "ruler"]), default="outcome", show_default=True)
 @click.option("--blind", is_flag=True, help="Train without knowing what each step has earned.")
+@click.option("--tiers", default=1, show_default=True, help="Of difficulty, from easy to hard in the first pass.")
 @click.option("--data", type=click.Path(path_type=Path), help="Where checkpoints are kept; by default nowhere.")
 def main(
     seeds: int,
@@ -198,6 +203,7 @@ def main(
     gate_seed: int,
     judge: str,
     blind: bool,
+    tiers: int,
     data: Path | None,
 ) -> None:
     """Print, per seed and batch, what was earned before and after, and a line that sums it up."""
@@ -217,7 +223,7 @@ def main(
             base = ensure_base_policy(home, LINE, warm_start=WarmStart(seed=seed))
             loss = base.metrics["imitation_loss"]
             click.echo(f"seed {seed}: warm start {time.perf_counter() - began:.0f} s, loss {loss:.3f}")
-            line = Line(home, seed, gate, gate_siblings, bounds)
+            line = Line(home, seed, gate, gate_siblings, bounds, CpuTraining(tiers=tiers))
             for batch in range(batches):
                 start = (seed * batches + batch) * days * SNAPSHOTS_PER_DAY
                 train = [generate("train", s) for s in SPLITS["train"][start : start + snapshots]]

@@ -50,7 +50,8 @@ class CpuTraining:
     """passes: how often a batch is gone through, at most. sequences: packed sequences per update. micro_batch: how many
     of these at once. warm_up: updates until the learning rate is whole; it then falls along a cosine to nothing.
     max_grad_norm: clip. holdout: share of snapshots that are kept apart; the passes end when one wins nothing more
-    there, and the best pass is what is saved."""
+    there, and the best pass is what is saved. tiers: of difficulty, gone through from easy to hard in the first pass; 1
+    for an order that does not ask."""
 
     passes: int = 2
     sequences: int = 32
@@ -58,6 +59,7 @@ class CpuTraining:
     warm_up: int = 5
     max_grad_norm: float = 1.0
     holdout: float = 0.125
+    tiers: int = 1
     limits: Limits = field(default_factory=Limits)
 
 
@@ -69,6 +71,13 @@ class CpuBackend(LocalBackend):
         self._supports_result_packing = True
         self._packed_sequence_length_requires_chunk_alignment = False
         self._training = training or CpuTraining()
+
+    async def close(self) -> None:
+        """Stop the services. ART's own also sweeps the heap for what a GPU may hold, which takes as long as an update."""
+        for name in list(self._services):
+            service = self._services.pop(name)
+            assert isinstance(service, CpuService)
+            service.close()
 
     async def _get_service(self, model: TrainableModel) -> ModelService:
         return self.service(model)
@@ -192,7 +201,7 @@ class CpuService:
             micro_batch=self.training.micro_batch,
             max_grad_norm=self.training.max_grad_norm,
         )
-        plan = self._plan(self.marks.held_out)
+        plan = self._plan(self.marks)
         held_out = self.marks.held_out.nonzero()[:, 0].tolist()
         fingerprint = self._fingerprint(tensors, config.learning_rate, _config)
         progress = Progress.resume(self._kept, fingerprint, model, optimizer)
@@ -234,15 +243,14 @@ class CpuService:
         terms = [self.parent_step, learning_rate, asdict(self.training), dict(experimental)]
         return hashlib.sha256(json.dumps([content.hexdigest(), *terms], default=str).encode()).hexdigest()
 
-    def _plan(self, held_out: torch.Tensor) -> list[list[list[int]]]:
+    def _plan(self, marks: Marks) -> list[list[list[int]]]:
         """Rows of each update of each pass: every pass goes through all that is learnt from, in an order of its own."""
         rng = np.random.default_rng(self._seed)
-        rows = (~held_out).nonzero()[:, 0].numpy()
+        rows = (~marks.held_out).nonzero()[:, 0].numpy()
         updates = max(len(rows) // self.training.sequences, 1)
-        return [
-            [part.tolist() for part in np.array_split(rng.permutation(rows), updates)]
-            for _ in range(self.training.passes)
-        ]
+        passes = [rng.permutation(rows) for _ in range(self.training.passes)]
+        passes[0] = _by_tiers(passes[0], marks.difficulty[passes[0]], self.training.tiers)
+        return [[part.tolist() for part in np.array_split(order, updates)] for order in passes]
 
     def _save(self, model: Any, tokenizer: Any, progress: Progress, parent: Path) -> None:
         """Write the best pass as the next step, whole or not at all."""
@@ -271,6 +279,13 @@ class CpuService:
             (partial / "training.json").write_text(json.dumps(record), encoding="utf-8")
             partial.chmod(0o755)
             os.replace(partial, target)
+
+
+def _by_tiers(order: np.ndarray, difficulty: np.ndarray, tiers: int) -> np.ndarray:
+    """The same rows, tier after tier from easy to hard, and within a tier in the order given (a curriculum as in Bengio
+    et al., ICML 2009). Tiers are of about the same size; rows of one difficulty are in one tier."""
+    edges = np.quantile(difficulty, np.arange(1, tiers) / tiers)
+    return order[np.argsort(np.searchsorted(edges, difficulty), kind="stable")]
 
 
 def _schedule(done: int, updates: int, warm_up: int) -> float:

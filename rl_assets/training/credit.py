@@ -35,7 +35,7 @@ class Note:
 
     advantages: float64 (steps,). means: what the agent had to act with, where its observations tell. trades, invalid:
     bool (steps,), whether the step was an order, and whether it was refused. held_out: nothing is learnt from it; it
-    tells when to stop.
+    tells when to stop. difficulty: 1 less the mean reward of all who played its snapshot.
     """
 
     advantages: np.ndarray
@@ -43,6 +43,7 @@ class Note:
     trades: np.ndarray
     invalid: np.ndarray
     held_out: bool
+    difficulty: float
 
 
 Notes = Mapping[bytes, Note]
@@ -52,12 +53,14 @@ Notes = Mapping[bytes, Note]
 @dataclass(frozen=True)
 class Marks:
     """Notes, laid over packed tensors. means: by sequence and place of an answer's first token. trades, invalid: bool
-    (sequences, length), true at all tokens of such an answer. held_out: bool (sequences,)."""
+    (sequences, length), true at all tokens of such an answer. held_out: bool (sequences,). difficulty: float64
+    (sequences,), the greatest of a sequence's trajectories."""
 
     means: Mapping[tuple[int, int], Means | None]
     trades: torch.Tensor
     invalid: torch.Tensor
     held_out: torch.Tensor
+    difficulty: np.ndarray
 
 
 def take_notes(manifest: Manifest, episodes: Mapping[str, Episode], holdout: float) -> dict[bytes, Note]:
@@ -65,6 +68,7 @@ def take_notes(manifest: Manifest, episodes: Mapping[str, Episode], holdout: flo
     from; which ones follows from their names."""
     notes: dict[bytes, Note] = {}
     apart = _apart(manifest, episodes, holdout)
+    difficulty = _difficulty(manifest, episodes)
     for group in manifest.groups:
         members = [episodes[i] for i in group.trajectory_ids]
         for member, advantages in zip(members, _advantages(group, members), strict=True):
@@ -76,6 +80,7 @@ def take_notes(manifest: Manifest, episodes: Mapping[str, Episode], holdout: flo
                 trades=np.array([step.action.get("do", "hold") != "hold" for step in member.steps]),
                 invalid=np.array([not step.valid for step in member.steps]),
                 held_out=_common(group, member) in apart,
+                difficulty=difficulty[_common(group, member)],
             )
     return notes
 
@@ -111,7 +116,7 @@ def lay_over(tensors: PackedTensors, notes: Notes) -> Marks:
     shape = tensors["tokens"].shape
     tokens, logprobs = tensors["tokens"].numpy(), tensors["logprobs"].numpy()
     advantages, trades, invalid = np.zeros(shape), np.zeros(shape, bool), np.zeros(shape, bool)
-    held_out = np.zeros(shape[0], bool)
+    held_out, difficulty = np.zeros(shape[0], bool), np.zeros(shape[0])
     means: dict[tuple[int, int], Means | None] = {}
     for row, places in trajectories(tensors):
         note = notes[spoken_key(tokens[row, places], logprobs[row, places])]
@@ -122,13 +127,14 @@ def lay_over(tensors: PackedTensors, notes: Notes) -> Marks:
         trades[row, places] = note.trades[steps]
         invalid[row, places] = note.invalid[steps]
         held_out[row] |= note.held_out
+        difficulty[row] = max(difficulty[row], note.difficulty)
     values, weights = torch.from_numpy(advantages).float(), tensors["weights"]
     learnt = tensors["assistant_mask"] & ~torch.from_numpy(held_out)[:, None]
     most = LARGEST * float(values[learnt].abs().mean())
     values = values.clamp(-most, most).masked_fill(torch.from_numpy(invalid), -most)
     scale = (values[learnt].abs() * weights[learnt]).mean()
     tensors["advantages"] = values / scale if scale > 0 else values
-    return Marks(means, torch.from_numpy(trades), torch.from_numpy(invalid), torch.from_numpy(held_out))
+    return Marks(means, torch.from_numpy(trades), torch.from_numpy(invalid), torch.from_numpy(held_out), difficulty)
 
 
 def _advantages(group: ManifestGroup, members: list[Episode]) -> list[np.ndarray]:
@@ -139,6 +145,14 @@ def _advantages(group: ManifestGroup, members: list[Episode]) -> list[np.ndarray
         return list(redistribute(rewards, np.array(credits, dtype=float)))
     steps = [len(member.steps) for member in members]
     return [np.full(n, a / n) for n, a in zip(steps, rewards - rewards.mean(), strict=True)]
+
+
+def _difficulty(manifest: Manifest, episodes: Mapping[str, Episode]) -> dict[str, float]:
+    """By what ties episodes together: 1 less the mean reward."""
+    rewards: dict[str, list[float]] = {}
+    for group in manifest.groups:
+        rewards.setdefault(_common(group, episodes[group.trajectory_ids[0]]), []).extend(group.rewards)
+    return {name: 1.0 - float(np.mean(values)) for name, values in rewards.items()}
 
 
 def _apart(manifest: Manifest, episodes: Mapping[str, Episode], holdout: float) -> set[str]:

@@ -114,8 +114,10 @@ class Learner:
 
             inputs: Any = {k: cut(v) for k, v in self._tensors.items() if isinstance(v, torch.Tensor)}
             mask = tree_mask(inputs["group_ids"], inputs["parent_ids"])
+            # Told places, transformers looks for sequences that were packed into one, and masks what a flag would.
+            places = None if mask is None else inputs["input_pos"]
             new, entropy = masked_logprobs(
-                self.model, inputs["tokens"], cut(self._nodes), self._allowed, mask, inputs["input_pos"]
+                self.model, inputs["tokens"], cut(self._nodes), self._allowed, mask, places
             )
             last = torch.zeros((len(some), 1))
             yield _Part(
