@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from rl_assets.episodes import Episode, Policy, Sampling, Step
 from rl_assets.errors import MalformedInput
 from rl_assets.places import Place, readable_file, whole_file
+from rl_assets.store import bulk_json
 
 ROWS_AT_ONCE = 1000
 _TIME = pa.timestamp("us", tz="UTC")
@@ -140,7 +141,7 @@ def episodes_table(episodes: Sequence[Episode]) -> pa.Table:
     for name, kind in _STEP.items():
         values = [getattr(step, name) for step in steps]
         if name == "action":
-            values = [_json(action) for action in values]
+            values = [bulk_json.encode(action) for action in values]
         columns.append(_lists(values, kind.value_type) if pa.types.is_list(kind) else pa.array(values, kind))
     rows = pa.StructArray.from_arrays(columns, fields=list(EPISODES.field("steps").type.value_type))
     alone = {
@@ -164,7 +165,7 @@ def episodes_of(table: pa.Table) -> list[Episode]:
         return []
     lists = pa.concat_arrays(table["steps"].chunks)
     columns = dict(zip(_STEP, (column.to_pylist() for column in lists.flatten().flatten()), strict=True))
-    columns["action"] = map(json.loads, columns["action"])
+    columns["action"] = map(bulk_json.decode, columns["action"])
     columns["token_ids"], columns["logprobs"] = map(tuple, columns["token_ids"]), map(tuple, columns["logprobs"])
     steps = map(Step, *columns.values())  # _STEP has the order of its fields
     return [
@@ -192,9 +193,6 @@ def _lists(rows: Sequence[Sequence[Any]], values: pa.DataType | pa.Array) -> pa.
 
 def _fields(sampling: Sampling) -> dict[str, Any]:
     return {field.name: getattr(sampling, field.name) for field in fields(Sampling)}
-
-
-_json = json.JSONEncoder(allow_nan=False).encode
 
 
 def _line(error: Exception) -> str:

@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from rl_assets.episodes import Episode, Policy, Sampling, Step
+from rl_assets.store import bulk_json
 from rl_assets.store.record import RECORDER
 
 UNRECORDED = "unrecorded"
@@ -174,21 +175,12 @@ def _trades(step: Json) -> bool:
 
 def _loads(text: str, column: str) -> Any:
     try:
-        return json.loads(text, parse_constant=_refuse, parse_float=_parse_float)
+        return bulk_json.decode(text)
     except RecursionError:
         raise Malformed("bad_json", f"{column} is nested too deeply") from None
     except ValueError as error:
         reason = "not_finite" if "not finite" in str(error) else "bad_json"
         raise Malformed(reason, f"{column}: {error}") from None
-
-
-def _refuse(constant: str) -> float:
-    raise ValueError(f"{constant} is not finite")
-
-
-def _parse_float(text: str) -> float:
-    value = float(text)
-    return value if math.isfinite(value) else _refuse(text)
 
 
 _REQUIRED: Any = object()

@@ -7,11 +7,13 @@ equity to each step, and policy, prompt version, sampling and snapshot to the me
 from __future__ import annotations
 
 import json
+import math
 from datetime import UTC, datetime
 from typing import Any
 
 from rl_assets.episodes import Episode, Step
 from rl_assets.errors import MalformedInput
+from rl_assets.store import bulk_json
 
 RECORDER = "rl-assets/1"
 TRAJECTORY_COLUMNS = (
@@ -45,6 +47,10 @@ def _trajectory_row(episode: Episode, row_id: str, now: datetime) -> tuple[Any, 
             f"episode {episode.trajectory_id} has a window or scenario of more than {WINDOW_LENGTH} or "
             f"{SCENARIO_LENGTH} characters; shorten it"
         )
+    for number, step in enumerate(episode.steps):
+        numbers = sum(step.logprobs, step.reward + step.equity + (step.credit or 0.0))
+        if not (math.isfinite(numbers) and bulk_json.is_finite(step.action)):
+            raise ValueError(f"step {number} holds a number that is not finite")
     ended, written = _stamp(episode.ended_at), _stamp(now)
     errors = sum(not step.valid for step in episode.steps)
     total = sum(step.reward for step in episode.steps)
@@ -67,10 +73,10 @@ def _trajectory_row(episode: Episode, row_id: str, now: datetime) -> tuple[Any, 
         1,
         f"{episode.scenario_id or 'episode'}-{_milliseconds(episode.ended_at)}"[:EPISODE_LENGTH],
         episode.scenario_id,
-        _json([step_json(episode, number, step) for number, step in enumerate(episode.steps)]),
-        _json({"environmentReward": total}),
-        _json({**summary, "errorCount": errors}),
-        _json(_metadata(episode)),
+        bulk_json.encode_finite([step_json(episode, number, step) for number, step in enumerate(episode.steps)]),
+        bulk_json.encode({"environmentReward": total}),
+        bulk_json.encode({**summary, "errorCount": errors}),
+        bulk_json.encode(_metadata(episode)),
         total,
         *summary.values(),
         not episode.is_evaluation,
@@ -203,9 +209,6 @@ def _metadata(episode: Episode) -> dict[str, Any]:
         "trades": episode.trades,
         "fees": episode.fees,
     }
-
-
-_json = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 
 def _milliseconds(moment: datetime) -> int:
