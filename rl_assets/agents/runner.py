@@ -12,6 +12,7 @@ import numpy as np
 from rl_assets.agents import prompt
 from rl_assets.agents.reference import Seat, rule
 from rl_assets.agents.reply import Reply
+from rl_assets.collector import paused_collector
 from rl_assets.episodes import Episode, Policy, Sampling, Step, window_of
 from rl_assets.market.engine import LIQUIDATED, Engine, Fills
 from rl_assets.market.exchange import engine_for
@@ -231,6 +232,7 @@ def _play_part(part: _Part) -> list[Episode]:
     )
 
 
+@paused_collector()
 def play_seats(
     assignment: Assignment,
     seats: Sequence[tuple[World, int]],

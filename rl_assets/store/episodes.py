@@ -13,6 +13,7 @@ import psycopg
 from psycopg.rows import dict_row
 from psycopg.sql import SQL, Composed, Identifier, Literal
 
+from rl_assets.collector import paused_collector
 from rl_assets.episodes import WINDOW_FORMAT, Episode
 from rl_assets.errors import DatabaseError, MalformedInput
 from rl_assets.store.parse import Decoded, Malformed, decode, to_episode
@@ -86,6 +87,7 @@ def new_trajectory_ids(n: int) -> list[str]:
     return [str(first + number) for number in range(n)]
 
 
+@paused_collector()
 def write_episodes(conn: psycopg.Connection, episodes: Sequence[Episode]) -> int:
     """Record episodes and their calls in one transaction; returns how many.
 
@@ -128,16 +130,22 @@ def read_window(conn: psycopg.Connection, window_id: str, *, limit_bytes: int = 
         # Sorted without their texts, of which an hour may hold more than a disk has room to sort.
         ids = [identity for (identity,) in conn.execute(_IDS_OF_HOUR, parameters)]
         for first in range(0, len(ids), CHUNK):
-            part = WindowPart([], [], {})
-            for one, version in _read(conn, ids[first : first + CHUNK], limit_bytes):
-                part.versions[one.trajectory_id] = version
-                if isinstance(one, Episode):
-                    part.episodes.append(one)
-                else:
-                    part.rejects.append(one)
-            yield part
+            yield _part(conn, ids[first : first + CHUNK], limit_bytes)
 
 
+@paused_collector()
+def _part(conn: psycopg.Connection, trajectory_ids: Sequence[str], limit_bytes: int) -> WindowPart:
+    part = WindowPart([], [], {})
+    for one, version in _read(conn, trajectory_ids, limit_bytes):
+        part.versions[one.trajectory_id] = version
+        if isinstance(one, Episode):
+            part.episodes.append(one)
+        else:
+            part.rejects.append(one)
+    return part
+
+
+@paused_collector()
 def read_episodes(conn: psycopg.Connection, trajectory_ids: Sequence[str]) -> dict[str, Episode]:
     """The named episodes. Raises MalformedInput if one of them is not there or is not readable."""
     episodes: dict[str, Episode] = {}

@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rl_assets.collector import paused_collector
 from rl_assets.episodes import Episode, Policy, Sampling, Step
 from rl_assets.errors import MalformedInput
 from rl_assets.places import Place, readable_file, whole_file
@@ -133,6 +134,7 @@ def write_json(path: Place, value: object) -> None:
         partial.write_text(text + "\n", encoding="utf-8")
 
 
+@paused_collector()
 def episodes_table(episodes: Sequence[Episode]) -> pa.Table:
     """One row per episode, with the columns of EPISODES."""
     # By columns, for Arrow takes ten times as long to take nested rows apart.
@@ -159,6 +161,7 @@ def episodes_table(episodes: Sequence[Episode]) -> pa.Table:
     )
 
 
+@paused_collector()
 def episodes_of(table: pa.Table) -> list[Episode]:
     """The episodes of rows with the columns of EPISODES."""
     if not table.num_rows:

@@ -73,7 +73,7 @@ class CpuBackend(LocalBackend):
         self._training = training or CpuTraining()
 
     async def close(self) -> None:
-        """Stop the services. ART's own also sweeps the heap for what a GPU may hold, which takes as long as an update."""
+        """Stop the services. ART's own also sweeps the heap for a GPU's sake, which takes as long as an update."""
         for name in list(self._services):
             service = self._services.pop(name)
             assert isinstance(service, CpuService)

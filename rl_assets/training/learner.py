@@ -116,9 +116,7 @@ class Learner:
             mask = tree_mask(inputs["group_ids"], inputs["parent_ids"])
             # Told places, transformers looks for sequences that were packed into one, and masks what a flag would.
             places = None if mask is None else inputs["input_pos"]
-            new, entropy = masked_logprobs(
-                self.model, inputs["tokens"], cut(self._nodes), self._allowed, mask, places
-            )
+            new, entropy = masked_logprobs(self.model, inputs["tokens"], cut(self._nodes), self._allowed, mask, places)
             last = torch.zeros((len(some), 1))
             yield _Part(
                 inputs=inputs,
