@@ -182,6 +182,13 @@ class Trainer(dg.ConfigurableResource):
         "trained says how likely their answers were; only on the backend `cpu`.",
     )
 
+    curriculum_tiers: int = Field(
+        default=1,
+        ge=1,
+        description="Tiers of difficulty that the first pass over a batch goes through from easy to hard; a snapshot "
+        "is as hard as those who played it did badly. 1: an order that does not ask; only on the backend `cpu`.",
+    )
+
     @property
     def line(self) -> str:
         return self.settings.model_line
@@ -219,7 +226,7 @@ class Trainer(dg.ConfigurableResource):
         """What trains the line. Raises ConfigurationError."""
         from rl_assets.training.lines import service_of
 
-        return service_of(self.settings, data_dir, conn, recompute=self.recompute_logprobs)
+        return service_of(self.settings, data_dir, conn, recompute=self.recompute_logprobs, tiers=self.curriculum_tiers)
 
     def base(self, data_dir: Path, on_progress: Callable[[int, int], None]) -> "BasePolicy | RemoteBase":
         """Step 0 of the line, made where there is none; `on_progress` is called with updates done and in all."""

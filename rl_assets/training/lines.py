@@ -57,14 +57,18 @@ def _base_here(settings: Settings, data_dir: Path, on_progress: Callable[[int, i
 
 
 def service_of(
-    settings: Settings, data_dir: Path, conn: psycopg.Connection, *, recompute: bool = False
+    settings: Settings, data_dir: Path, conn: psycopg.Connection, *, recompute: bool = False, tiers: int = 1
 ) -> GRPOTrainingService | ServerlessTrainingService:
     """What trains the line. The connection is the ledger's. recompute: whether episodes without logprobs get those of
-    the step that is trained. Raises ConfigurationError where it cannot train here."""
+    the step that is trained. tiers: of difficulty (`CpuTraining`). Raises ConfigurationError where it cannot do so."""
     check(settings)
     if recompute and settings.backend != CPU:
         raise ConfigurationError(
             f"logprobs are recomputed on the backend cpu, not on {settings.backend}; leave recompute_logprobs off"
+        )
+    if tiers > 1 and settings.backend != CPU:
+        raise ConfigurationError(
+            f"a curriculum is kept on the backend cpu, not on {settings.backend}; leave curriculum_tiers at 1"
         )
     if settings.backend == SERVERLESS:
         from rl_assets.training.serverless import ServerlessTrainingService
@@ -78,5 +82,5 @@ def service_of(
         from rl_assets.training.smollm import GRPO as grpo
     else:
         grpo = Grpo()
-    grpo = replace(grpo, recompute=recompute, most_stale=settings.most_stale)
+    grpo = replace(grpo, recompute=recompute, most_stale=settings.most_stale, cpu=replace(grpo.cpu, tiers=tiers))
     return GRPOTrainingService(data_dir, settings.model_line, backend=settings.backend, grpo=grpo)

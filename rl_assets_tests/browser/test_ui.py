@@ -24,9 +24,6 @@ from rl_assets.store.database import connect
 from rl_assets_tests.processes import left_running, query, run, start
 from rl_assets_tests.registry.made import LINE, a_candidate, evaluated
 
-flows = pytest.mark.skipif(
-    not os.environ.get("RL_ASSETS_BROWSER_FLOWS"), reason="minutes of runs; set RL_ASSETS_BROWSER_FLOWS=1 to have them"
-)
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -183,7 +180,6 @@ def test_a_person_materializes_a_snapshot(page: Page, address: str, looped: Path
     keep(page, "snapshot")
 
 
-@flows
 def test_a_person_has_hours_judged_again_in_groups_of_another_size(page: Page, address: str, looped: Path):
     def sets() -> dict[str, int]:
         return dict(query(looped, "SELECT window_id, count(*) FROM rl_assets.judgement_sets GROUP BY 1"))
@@ -209,7 +205,6 @@ def test_a_person_has_hours_judged_again_in_groups_of_another_size(page: Page, a
     keep(page, "judged-again")
 
 
-@flows
 def test_a_person_forces_a_training(page: Page, address: str, looped: Path):
     code, said = run(looped, "harness", "--snapshots", "2", "--siblings", "8")
     assert code == 0, said
@@ -228,7 +223,6 @@ def test_a_person_forces_a_training(page: Page, address: str, looped: Path):
     expect(page.get_by_text("a person at the launchpad").first).to_be_visible(timeout=PATIENCE)
 
 
-@flows
 def test_a_person_rolls_the_champion_back(page: Page, address: str, looped: Path):
     # The gate of so small a loop lets nothing through, so that a champion is made that came after another.
     with databases(Settings(looped)) as urls, connect(urls.babylon) as conn:

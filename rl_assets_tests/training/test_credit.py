@@ -63,3 +63,14 @@ def test_what_is_held_out_is_whole_snapshots_of_the_share_that_is_wanted(batch: 
     assert {k for k, n in notes.items() if n.held_out} == {
         k for k, n in take_notes(manifest, episodes, 0.25).items() if n.held_out
     }
+
+
+def test_a_snapshot_is_as_hard_as_those_who_played_it_did_badly(batch: list[Episode]) -> None:
+    manifest, episodes = judged(batch), by_id(batch)
+    rewards: dict[str, list[float]] = {}
+    for group in manifest.groups:
+        rewards.setdefault(str(episodes[group.trajectory_ids[0]].snapshot_id), []).extend(group.rewards)
+    notes = take_notes(manifest, episodes, 0.0)
+    expected = sorted(1.0 - np.mean(rewards[str(episodes[i].snapshot_id)]) for i in manifest.trajectory_ids)
+    np.testing.assert_allclose(sorted(note.difficulty for note in notes.values()), expected)
+    assert len(set(expected)) == len(rewards) > 1
