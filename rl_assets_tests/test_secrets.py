@@ -9,6 +9,7 @@ import pytest
 
 from rl_assets.assets.shown import plainly
 from rl_assets.definitions import defs
+from rl_assets.errors import DatabaseError
 from rl_assets.settings import Settings
 from rl_assets.store.database import connect
 
@@ -45,6 +46,15 @@ def quoting() -> None:
         raise RuntimeError(f"401 for {CANARIES['WANDB_API_KEY']} at {CANARIES['RL_ASSETS_ALERT_WEBHOOK']}")
 
 
+@dg.asset
+def wrapping() -> None:
+    with plainly():
+        try:
+            raise RuntimeError(f"401 for {CANARIES['WANDB_API_KEY']}")
+        except RuntimeError as error:
+            raise DatabaseError("the database cannot be reached; start it") from error
+
+
 def test_no_resource_has_a_field_for_a_secret():
     for name, resource in (defs.resources or {}).items():
         for field in type(resource).model_fields:
@@ -60,7 +70,7 @@ def test_what_is_configured_holds_no_secret(environment: None):
     )
 
 
-@pytest.mark.parametrize("asset", [reaching, quoting], ids=lambda asset: asset.key.to_user_string())
+@pytest.mark.parametrize("asset", [reaching, quoting, wrapping], ids=lambda asset: asset.key.to_user_string())
 def test_a_failed_run_records_no_secret(environment: None, asset: dg.AssetsDefinition):
     with dg.DagsterInstance.ephemeral() as instance:
         result = dg.materialize([asset], instance=instance, raise_on_error=False)

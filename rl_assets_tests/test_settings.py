@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -117,3 +118,11 @@ def test_a_key_for_wandb_makes_it_the_backend_of_a_line_of_its_own_unless_told_o
         chosen(TRAINING_BACKEND="tpu")
     with pytest.raises(ConfigurationError, match="SERVERLESS_BASE_URL is not the URL"):
         chosen(SERVERLESS_BASE_URL="api.training.wandb.ai")
+
+
+def test_every_variable_that_is_read_is_in_the_table_of_operations():
+    named = re.compile(r'"((?:RL_ASSETS|TRAINING|RULER|SERVERLESS|LOCAL|LIVE|BABYLON|DATABASE|DAGSTER_PG)_[A-Z_]+)"')
+    read = {name for path in (REPOSITORY / "rl_assets").rglob("*.py") for name in named.findall(path.read_text("utf-8"))}
+    assert {"DATABASE_URL", "LIVE_MARKET_URL", "TRAINING_MOST_STALE"} <= read
+    told = (REPOSITORY / "docs" / "operations.md").read_text("utf-8")
+    assert sorted(name for name in read if f"`{name}`" not in told) == []

@@ -44,19 +44,27 @@ def required(path: Place, sentence: str) -> Place:
 def plainly() -> Iterator[None]:
     """Turn an error that a person can act on into a failure with that sentence. A database may be back on a retry.
 
-    An error of a library that quotes a secret is told without it, and without its traceback, which quotes it too.
+    An error that quotes a secret, itself or by what led to it, is told without it and without its traceback.
     """
     try:
         yield
-    except DatabaseError as error:
-        raise dg.Failure(redact(str(error))) from error
-    except RlAssetsError as error:
-        raise dg.Failure(redact(str(error)), allow_retries=False) from error
     except Exception as error:
-        said = redact(str(error))
-        if said == str(error):
+        ours, quotes = isinstance(error, RlAssetsError), _quotes_a_secret(error)
+        if not ours and not quotes:
             raise
-        raise dg.Failure(f"{type(error).__name__}: {said}") from None
+        said = redact(str(error))
+        raise dg.Failure(
+            said if ours else f"{type(error).__name__}: {said}",
+            allow_retries=not ours or isinstance(error, DatabaseError),
+        ) from (None if quotes else error)
+
+
+def _quotes_a_secret(error: BaseException | None) -> bool:
+    while error is not None:
+        if redact(str(error)) != str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _short(value: Any) -> Any:

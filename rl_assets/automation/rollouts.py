@@ -3,6 +3,7 @@
 import dagster as dg
 from pydantic import Field
 
+from rl_assets.automation.jobs import MAX_RUNTIME
 from rl_assets.resources import Database, Trainer
 
 rollout_job = dg.define_asset_job(
@@ -10,7 +11,7 @@ rollout_job = dg.define_asset_job(
     selection=["deployed_model"],
     description="Take a candidate that is on its way to its next stage, if its episodes allow that, after a health "
     "check; or only look at what is live.",
-    tags={"dagster/max_runtime": "3600"},
+    tags={MAX_RUNTIME: "3600"},
 )
 
 
@@ -61,7 +62,7 @@ def prune_checkpoints(context: dg.OpExecutionContext, config: Pruning, database:
     name="prune",
     description="Delete the checkpoints of models that are not live, were not live before, are not on their way and "
     "are referenced by nothing.",
-    tags={"dagster/max_runtime": "3600"},
+    tags={MAX_RUNTIME: "3600"},
     executor_def=dg.in_process_executor,
 )
 def prune_job() -> None:

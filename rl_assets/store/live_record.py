@@ -46,51 +46,41 @@ def record_step(
     step cannot be stored, or what it continues is gone.
     """
     try:
-        return _record(conn, decision, accesses, agent_id, scenario, window_id, points, began, continued)
+        now = datetime.now(UTC)
+        step = Step(
+            tick=decision.tick,
+            observation=decision.observation,
+            response=decision.response,
+            action=decision.action,
+            valid=decision.valid,
+            reward=money(decision.equity - decision.equity_before),
+            equity=money(decision.equity),
+            error=decision.error,
+            token_ids=decision.token_ids,
+            logprobs=decision.logprobs,
+            prompt_tokens=decision.prompt_tokens,
+            latency_ms=decision.latency_ms,
+        )
+        if continued is None:
+            episode, stored = _begun(decision, agent_id, scenario, window_id, began), []
+        else:
+            episode, stored = _continued(conn, continued)
+        episode = _grown(episode, step, decision, now)
+        new = step_json(episode, len(stored), step)
+        new["providerAccesses"] = list(accesses)
+        new["environmentState"] = {
+            **decision.environment,
+            "agentPoints": points,
+            "timestamp": int(now.timestamp() * 1000),
+        }
+        new["action"]["result"] = {**decision.result, **new["action"]["result"]}
+        row = dict(zip(TRAJECTORY_COLUMNS, trajectory_row(episode, new_trajectory_ids(1)[0], now), strict=True))
+        row["stepsJson"] = json.dumps([*stored, new], separators=(",", ":"), allow_nan=False)
+        conn.execute(_UPSERT, list(row.values()))
+        conn.execute(_INSERT_CALL, call_rows(episode, new_trajectory_ids(len(episode.steps)), now)[-1])
+        return episode.trajectory_id
     except (ValueError, psycopg.DataError) as error:
         raise MalformedInput(f"the step cannot be recorded ({error}); see what the market and the agent say") from error
-
-
-def _record(
-    conn: psycopg.Connection,
-    decision: Decision,
-    accesses: Sequence[dict[str, Any]],
-    agent_id: str,
-    scenario: str,
-    window_id: str,
-    points: int,
-    began: datetime,
-    continued: str | None,
-) -> str:
-    now = datetime.now(UTC)
-    step = Step(
-        tick=decision.tick,
-        observation=decision.observation,
-        response=decision.response,
-        action=decision.action,
-        valid=decision.valid,
-        reward=money(decision.equity - decision.equity_before),
-        equity=money(decision.equity),
-        error=decision.error,
-        token_ids=decision.token_ids,
-        logprobs=decision.logprobs,
-        prompt_tokens=decision.prompt_tokens,
-        latency_ms=decision.latency_ms,
-    )
-    if continued is None:
-        episode, stored = _begun(decision, agent_id, scenario, window_id, began), []
-    else:
-        episode, stored = _continued(conn, continued)
-    episode = _grown(episode, step, decision, now)
-    new = step_json(episode, len(stored), step)
-    new["providerAccesses"] = list(accesses)
-    new["environmentState"] = {**decision.environment, "agentPoints": points, "timestamp": int(now.timestamp() * 1000)}
-    new["action"]["result"] = {**decision.result, **new["action"]["result"]}
-    row = dict(zip(TRAJECTORY_COLUMNS, trajectory_row(episode, new_trajectory_ids(1)[0], now), strict=True))
-    row["stepsJson"] = json.dumps([*stored, new], separators=(",", ":"), allow_nan=False)
-    conn.execute(_UPSERT, list(row.values()))
-    conn.execute(_INSERT_CALL, call_rows(episode, new_trajectory_ids(len(episode.steps)), now)[-1])
-    return episode.trajectory_id
 
 
 def _begun(decision: Decision, agent_id: str, scenario: str, window_id: str, began: datetime) -> Episode:

@@ -17,9 +17,10 @@ from rl_assets.registry.models import (
     protected_steps,
     rollback,
 )
-from rl_assets.registry.rollout import Rollout, events_of, last_rollout, open_rollout
+from rl_assets.registry.rollout import Rollout, events_of, has_candidate, last_rollout, open_rollout
 from rl_assets.registry.stages import advance, begin, look
 from rl_assets.registry.terms import Terms
+from rl_assets.store.live import register
 from rl_assets_tests.registry.made import LINE, a_base, a_candidate, evaluated
 from rl_assets_tests.registry.played import TERMS, begun, ill, play_beside, well
 from rl_assets_tests.registry.test_models import babylon, live_for_babylon, states
@@ -249,3 +250,30 @@ def test_equal_policies_are_hardly_ever_taken_back_and_a_harmful_one_always(conn
 
     assert sum(taken_back(0.0) for _ in range(100)) <= 20
     assert sum(taken_back(60.0) for _ in range(25)) == 25
+
+
+def test_ticks_that_failed_count_against_the_model_of_their_agent(conn: psycopg.Connection, tmp_path: Path):
+    rollout = begun(conn, tmp_path)
+    terms = {"scenario": "crash", "cost": 1, "seconds": 60, "memory_mb": 2048}
+    ids = {name: register(conn, name, "model", {}, **terms) for name in AGENTS[:60]}
+    reference = register(conn, "steady", "reference", {"name": "hold"}, **terms)
+    tick = datetime.now(UTC) + timedelta(minutes=5)
+    for agent in (*ids.values(), reference):
+        conn.execute(
+            """INSERT INTO rl_assets.live_ticks (agent_id, tick, window_id, state, reason, ended_at)
+               VALUES (%s, %s, '2026-11-25T08:00', 'failed', 'no memory', now())""",
+            [agent, tick],
+        )
+    look(conn, LINE)
+    rows = conn.execute(
+        "SELECT trajectory_id, is_candidate, market, pnl, errors FROM rl_assets.rollout_episodes ORDER BY 1"
+    ).fetchall()
+    second = int(tick.timestamp())
+    expected = [
+        (f"tick-{agent}-{second}", has_candidate(rollout, agent), "2026-11-25T08:00 crash", None, 1.0)
+        for agent in ids.values()
+    ]
+    assert rows == sorted(expected)
+    assert {row[1] for row in rows} == {True, False}
+    look(conn, LINE)
+    assert conn.execute("SELECT count(*) FROM rl_assets.rollout_episodes").fetchone() == (len(rows),)
