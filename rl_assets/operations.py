@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from rl_assets import alerts, logs, outbound
 from rl_assets.errors import ConfigurationError
 from rl_assets.settings import Settings
 from rl_assets.store.database import MIGRATIONS
+from rl_assets.store.live import live_agents
+from rl_assets.turns import MARKET_URL
 from rl_assets.verify import Finding
 
 AREA = "operations"
@@ -22,6 +25,7 @@ def operations(conn: psycopg.Connection, settings: Settings) -> Iterator[Finding
     """The database's version and role, how people are told, and Dagster's instance."""
     yield from _database(conn, settings)
     yield from _settings(settings)
+    yield _live(conn)
     yield from _instance()
 
 
@@ -70,6 +74,23 @@ def _settings(settings: Settings) -> Iterator[Finding]:
             yield Finding(AREA, name, "fail", str(error), "see the message")
         else:
             yield Finding(AREA, name, "pass", str(found) if found is not None else "off")
+
+
+def _live(conn: psycopg.Connection) -> Finding:
+    """Whether the live agents have a market to play and points to play with."""
+    url = os.environ.get(MARKET_URL, "").strip()
+    if not url:
+        return Finding(AREA, "live agents", "pass", f"off: {MARKET_URL} is unset")
+    try:
+        outbound.check_url(url, MARKET_URL)
+    except ConfigurationError as error:
+        return Finding(AREA, "live agents", "fail", str(error), "see the message")
+    agents = live_agents(conn, active=True)
+    if not agents:
+        return Finding(AREA, "live agents", "warn", f"{MARKET_URL} is set and no agent is active", "rl-assets live add")
+    resting = [reason for agent in agents if (reason := agent.rests)]
+    detail = f"{len(agents)} active, {len(resting)} without points"
+    return Finding(AREA, "live agents", "warn" if resting else "pass", detail, resting[0] if resting else "")
 
 
 def _instance() -> Iterator[Finding]:

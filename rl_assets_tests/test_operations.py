@@ -13,13 +13,20 @@ from dagster._core.scheduler.instigation import InstigatorState, InstigatorStatu
 from rl_assets.automation.alerts import ALERT
 from rl_assets.operations import newest_migration, operations
 from rl_assets.settings import REPOSITORY, Settings
+from rl_assets.store.live import give_points, register
 from rl_assets.verify import Finding
 
 
 @pytest.fixture
 def instance(empty_postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dg.DagsterInstance:
     """Dagster's instance as dagster.yaml has it, on a database of its own."""
-    for name in ("RL_ASSETS_ALERT_WEBHOOK", "RL_ASSETS_JSON_LOG", "RL_ASSETS_PRIVATE_HOSTS", "RL_ASSETS_UI_URL"):
+    for name in (
+        "RL_ASSETS_ALERT_WEBHOOK",
+        "RL_ASSETS_JSON_LOG",
+        "RL_ASSETS_PRIVATE_HOSTS",
+        "RL_ASSETS_UI_URL",
+        "LIVE_MARKET_URL",
+    ):
         monkeypatch.setenv(name, "")
     monkeypatch.setenv("DAGSTER_HOME", str(REPOSITORY))
     monkeypatch.setenv("DAGSTER_PG_URL", empty_postgres_url)
@@ -37,6 +44,25 @@ def test_a_new_installation_is_in_order(conn: psycopg.Connection, instance: dg.D
     assert findings["private hosts"].detail == "localhost, 127.0.0.0/8, ::1/128"
     assert set(findings) >= {"migrations", "role", "alerts", "private hosts", "JSON log", "pools", "run monitoring"}
     assert set(findings) >= {"freshness", "tick retention", "sensors", "ticks", "undelivered alerts", "stale assets"}
+
+
+def test_live_agents_need_a_market_and_points(
+    conn: psycopg.Connection, instance: dg.DagsterInstance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def live() -> tuple[str, str, str]:
+        one = found(conn, Settings(tmp_path))["live agents"]
+        return one.state, one.detail, one.remedy
+
+    assert live() == ("pass", "off: LIVE_MARKET_URL is unset", "")
+    monkeypatch.setenv("LIVE_MARKET_URL", "ftp://market/")
+    assert live()[0] == "fail"
+    monkeypatch.setenv("LIVE_MARKET_URL", "http://127.0.0.1:3100/")
+    assert live() == ("warn", "LIVE_MARKET_URL is set and no agent is active", "rl-assets live add")
+    register(conn, "steady", "reference", {"name": "hold"}, scenario="s", cost=5, seconds=60, memory_mb=512)
+    assert live()[:2] == ("warn", "1 active, 1 without points")
+    assert "rl-assets live points steady 100" in live()[2]
+    give_points(conn, "steady", 100, "a test")
+    assert live() == ("pass", "1 active, 0 without points", "")
 
 
 def test_what_is_wrong_is_said_with_what_to_do(

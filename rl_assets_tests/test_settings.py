@@ -122,7 +122,8 @@ def test_a_key_for_wandb_makes_it_the_backend_of_a_line_of_its_own_unless_told_o
 
 def test_every_variable_that_is_read_is_in_the_table_of_operations():
     named = re.compile(r'"((?:RL_ASSETS|TRAINING|RULER|SERVERLESS|LOCAL|LIVE|BABYLON|DATABASE|DAGSTER_PG)_[A-Z_]+)"')
-    read = {name for path in (REPOSITORY / "rl_assets").rglob("*.py") for name in named.findall(path.read_text("utf-8"))}
+    sources = (path.read_text("utf-8") for path in (REPOSITORY / "rl_assets").rglob("*.py"))
+    read = {name for source in sources for name in named.findall(source)}
     assert {"DATABASE_URL", "LIVE_MARKET_URL", "TRAINING_MOST_STALE"} <= read
     told = (REPOSITORY / "docs" / "operations.md").read_text("utf-8")
     assert sorted(name for name in read if f"`{name}`" not in told) == []
