@@ -13,9 +13,11 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from benchmarks.timing import side_by_side
 from rl_assets.settings import prepare_environment
@@ -31,6 +33,7 @@ from rl_assets.market.generate import generate  # noqa: E402
 from rl_assets.store.episodes import new_trajectory_ids  # noqa: E402
 from rl_assets.training.base import WarmStart, base_path, ensure_base_policy  # noqa: E402
 from rl_assets.training.cpu import CpuTraining  # noqa: E402
+from rl_assets.training.learner import Learner  # noqa: E402
 from rl_assets.training.manifest import Manifest, ManifestGroup  # noqa: E402
 from rl_assets.training.progress import Limits  # noqa: E402
 from rl_assets.training.service import Grpo, GRPOTrainingService  # noqa: E402
@@ -135,10 +138,19 @@ def main(episodes: int = 256, repeats: int = 3) -> None:
         our_updates: list[float] = []
         their_updates: list[float] = []
 
+        update = Learner.update
+
+        def clocked(learner: Learner, optimizer: torch.optim.Optimizer, rows: Sequence[int]) -> dict[str, float]:
+            began = time.perf_counter()
+            point = update(learner, optimizer, rows)
+            our_updates.append(time.perf_counter() - began)
+            return point
+
         def ours() -> None:
             shutil.rmtree(base_path(home, LINE).with_name("0001"), ignore_errors=True)
-            result = GRPOTrainingService(home, LINE, grpo=GRPO).train(manifest, by_id)
-            our_updates[:] = [point["time/update_s"] for point in result.curve]
+            our_updates.clear()
+            with patch.object(Learner, "update", clocked):
+                GRPOTrainingService(home, LINE, grpo=GRPO).train(manifest, by_id)
 
         def theirs() -> None:
             their_updates.clear()

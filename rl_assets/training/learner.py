@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -65,7 +64,6 @@ class Learner:
 
         Raises CollapsedPolicy where the gradient is not finite; the model is then as it was.
         """
-        began = time.perf_counter()
         spoken = float(self._tensors["assistant_mask"][rows].sum())
         advantages = self._tensors["advantages"][rows][self._tensors["assistant_mask"][rows]]
         sums = _Sums()
@@ -86,7 +84,6 @@ class Learner:
             "loss/grad_norm": norm,
             "data/advantage_spread": float(advantages.std()),
             "data/tokens": float(sum(int(self._tensors["input_pos"][row].max()) + 1 for row in rows)),
-            "time/update_s": time.perf_counter() - began,
         }
 
     @torch.inference_mode()

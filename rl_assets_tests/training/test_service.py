@@ -145,12 +145,8 @@ def test_a_killed_training_leaves_no_step_and_goes_on_where_it_was(
     resumed, whole = train(data, manifest, batch), train(elsewhere, manifest, batch)
     assert steps(data) == ["0000", "0001"]
     assert not kept.exists()
-    timeless = [[{k: v for k, v in p.items() if k != "time/update_s"} for p in r.curve] for r in (resumed, whole)]
-    assert timeless[0] == timeless[1]
-    ours, theirs = (
-        torch.load(Path(str(r.checkpoint_path)) / "optimizer.pt", weights_only=True) for r in (resumed, whole)
-    )
-    assert str(ours) == str(theirs)
+    assert resumed.curve == whole.curve
+    assert resumed.checkpoint_digest == whole.checkpoint_digest
 
 
 def test_the_optimizer_goes_on_from_its_parent(data: Path, batch: list[Episode]) -> None:
