@@ -31,9 +31,7 @@ def test_an_instance_file_differs_from_ours_in_its_launcher_alone(cluster: str):
 @pytest.mark.parametrize("cluster", ["ray", "kubernetes"])
 def test_the_launcher_takes_what_its_file_says(cluster: str, monkeypatch: pytest.MonkeyPatch):
     launcher = instance(f"deploy/{cluster}/dagster.yaml")["run_launcher"]
-    module = pytest.importorskip(
-        launcher["module"], reason=f"{launcher['module']} is not installed: docs/production.md"
-    )
+    module = pytest.importorskip(launcher["module"], reason=f"{launcher['module']} is not installed: docs/ray.md")
     for name, value in VARIABLES.items():
         monkeypatch.setenv(name, value)
     schema = resolve_to_config_type(getattr(module, launcher["class"]).config_type())

@@ -23,7 +23,7 @@ on_ray = [
     pytest.mark.ray,
     pytest.mark.slow,
     pytest.mark.timeout(1800),
-    pytest.mark.skipif(not RAY, reason="Ray is not installed; see docs/production.md"),
+    pytest.mark.skipif(not RAY, reason="Ray is not installed; see docs/ray.md"),
 ]
 
 

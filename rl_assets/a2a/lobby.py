@@ -10,7 +10,8 @@ import hmac
 import re
 import secrets
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -48,7 +49,7 @@ class Limits:
 
 
 class Lobby:
-    """Rooms of one world.
+    """Rooms of some worlds, a market day each: whoever joins again plays the next one, and after the last the first.
 
     agents: how many share a clock. reserved: names that no agent may take. key: what to join with, None where anybody
     may. on_move: called after every tick of a room.
@@ -56,7 +57,7 @@ class Lobby:
 
     def __init__(
         self,
-        world: World,
+        worlds: Sequence[World],
         *,
         agents: int = 1,
         limits: Limits = Limits(),
@@ -65,7 +66,7 @@ class Lobby:
         now: Callable[[], float] = time.monotonic,
         on_move: Callable[[Room], None] = lambda room: None,
     ) -> None:
-        self._world = world
+        self._worlds = worlds
         self._agents = agents
         self.on_move = on_move
         self._limits = limits
@@ -73,7 +74,8 @@ class Lobby:
         self._key = key
         self._now = now
         self._sessions: dict[str, tuple[Session, bytes]] = {}
-        self._played: dict[str, int] = {}
+        self._joined: Counter[str] = Counter()
+        self._played: Counter[tuple[str, str]] = Counter()
         self._open: Room | None = None
 
     def join(self, params: Join, new_id: Callable[[], str]) -> tuple[Session, dict[str, Any]]:
@@ -92,9 +94,12 @@ class Lobby:
             self._forget_finished()
         if len(self._sessions) >= self._limits.sessions:
             raise Refused(f"all {self._limits.sessions} sessions are taken; try again later")
-        room = self._open or Room(self._world, self._agents, now=self._now, on_move=lambda room: self.on_move(room))
-        sibling = self._played.get(params.agent, 0)
-        self._played[params.agent] = sibling + 1
+        world = self._worlds[self._joined[params.agent] % len(self._worlds)]
+        room = self._open or Room(world, self._agents, now=self._now, on_move=lambda room: self.on_move(room))
+        self._joined[params.agent] += 1
+        played = params.agent, room.snapshot.id
+        sibling = self._played[played]
+        self._played[played] += 1
         session = Session(
             id=secrets.token_hex(8),
             agent=params.agent,

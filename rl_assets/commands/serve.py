@@ -21,14 +21,16 @@ SHORTEST_KEY = 16
 
 
 @click.command()
-@click.argument("snapshot_id")
+@click.argument("snapshot_ids", metavar="SNAPSHOT_ID...", nargs=-1, required=True)
 @click.option("--port", type=click.IntRange(1, 65535), default=41241, show_default=True)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--url", default=None, help="Where agents reach it, if not at the address it listens on.")
 @click.option("--agents", type=click.IntRange(1, 64), default=1, show_default=True, help="Agents that share a clock.")
 @click.option("--sessions", type=click.IntRange(1, 4096), default=64, show_default=True, help="Sessions at once.")
-def serve(snapshot_id: str, port: int, host: str, url: str | None, agents: int, sessions: int) -> None:
-    """Let agents play SNAPSHOT_ID over A2A 0.3, until Ctrl-C. Every episode is recorded when its market closes.
+def serve(snapshot_ids: tuple[str, ...], port: int, host: str, url: str | None, agents: int, sessions: int) -> None:
+    """Let agents play snapshots over A2A 0.3, until Ctrl-C. Every episode is recorded when its market closes.
+
+    Each time that an agent joins it plays the next of them, and after the last the first.
 
     \b
     RL_ASSETS_A2A_KEY   what agents must send to join; needed to listen beyond this machine
@@ -45,11 +47,11 @@ def serve(snapshot_id: str, port: int, host: str, url: str | None, agents: int, 
     settings = Settings.from_env()
     key = os.environ.get(KEY) or None
     _check_exposure(host, url, key)
-    world = _load(settings, snapshot_id)
+    worlds = [_load(settings, snapshot_id) for snapshot_id in snapshot_ids]
     check_port(host, port)
     logging.getLogger("a2a").setLevel(logging.CRITICAL)  # it logs what callers send
     reserved = frozenset({"model", settings.model_line})
-    lobby = Lobby(world, agents=agents, limits=Limits(sessions=sessions), reserved=reserved, key=key)
+    lobby = Lobby(worlds, agents=agents, limits=Limits(sessions=sessions), reserved=reserved, key=key)
     hosts = None if url is not None or not _is_loopback(host) else ["localhost", "127.0.0.1", "[::1]", host]
     with databases(settings) as urls:
         migrate(urls.babylon)
@@ -64,7 +66,7 @@ def serve(snapshot_id: str, port: int, host: str, url: str | None, agents: int, 
         try:
             server.start(port)
             sharing = "each agent has its own clock" if agents == 1 else f"{agents} agents share a clock"
-            click.echo(f"{url or server.url}  {snapshot_id}, {sharing} (Ctrl-C ends it)")
+            click.echo(f"{url or server.url}  {', '.join(snapshot_ids)}; {sharing} (Ctrl-C ends it)")
             while server.running:
                 time.sleep(0.5)
         except KeyboardInterrupt:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -47,10 +47,11 @@ class Servers:
         self,
         record: Callable[[Room], None] | None = None,
         rate: RateLimit | None = None,
-        world: World = WORLD,
+        world: World | Sequence[World] = WORLD,
         **lobby: Any,
     ) -> Served:
-        served = Served("", Lobby(world, **lobby))
+        worlds = [world] if isinstance(world, tuple) else world
+        served = Served("", Lobby(worlds, **lobby))
         server = MarketServer(
             lambda url: build_app(
                 served.lobby,

@@ -14,6 +14,7 @@ from rl_assets.a2a.card import EXTENSION
 from rl_assets.a2a.operations import OPERATIONS
 from rl_assets.a2a.record import recorder
 from rl_assets.agents.replay import replay
+from rl_assets.market.generate import generate
 from rl_assets.store.episodes import read_episodes
 from rl_assets_tests.a2a.sdk import WORLD, Servers, agent_at, play_out
 
@@ -75,6 +76,21 @@ def test_agents_are_isolated_and_episodes_of_one_name_are_numbered(serve: Server
 
     asyncio.run(play())
     assert sorted((e.sibling, e.trades) for e in served.episodes) == [(0, 1), (1, 0)]
+
+
+def test_who_joins_again_plays_the_next_market_day(serve: Servers):
+    worlds = [WORLD, generate("train", 6)]
+    served = serve(world=worlds)
+
+    async def play() -> None:
+        for _ in range(3):
+            async with agent_at(served.url) as one:
+                await one.join("same")
+                await play_out(one)
+
+    asyncio.run(play())
+    first, second = (snapshot.id for snapshot, _ in worlds)
+    assert [(e.snapshot_id, e.sibling) for e in served.episodes] == [(first, 0), (second, 0), (first, 1)]
 
 
 def test_the_card_is_one_of_a2a_and_names_every_operation(serve: Servers):
