@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ from hypothesis import HealthCheck, settings
 from rl_assets.settings import prepare_environment
 from rl_assets.store.database import connect, migrate
 from rl_assets.store.embedded import EmbeddedPostgres
-from rl_assets_tests.processes import SMALL, run, settled
+from rl_assets_tests.processes import SMALL, a_reachable_directory, run, settled
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores, and the models of tests are small
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -64,28 +62,27 @@ def _scope(nodeid: str) -> str:
 
 @pytest.fixture
 def reachable() -> Iterator[Path]:
-    """A directory that every account may enter. Pytest's own is closed to the one that runs the server for root."""
-    yield from _reachable()
+    """A directory that the account may enter which runs the server for root."""
+    with a_reachable_directory() as directory:
+        yield directory
 
 
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[EmbeddedPostgres]:
     """A server for this session of tests. It does without durability, which a test of it asks for by itself."""
-    directories = _reachable()
-    directory = next(directories)
-    server = EmbeddedPostgres(directory / "postgres", elsewhere=directory / "elsewhere")
-    try:
-        server.up()
-        with connect(server.url("dagster")) as conn:
-            for setting in ("fsync", "synchronous_commit", "full_page_writes"):
-                conn.execute(f"ALTER SYSTEM SET {setting} = off")  # pyright: ignore[reportArgumentType, reportCallIssue]
-            conn.execute("SELECT pg_reload_conf()")
-            conn.execute("CREATE DATABASE migrated")
-        migrate(server.url("migrated"))
-        yield server
-    finally:
-        server.down()
-        next(directories, None)
+    with a_reachable_directory() as directory:
+        server = EmbeddedPostgres(directory / "postgres", elsewhere=directory / "elsewhere")
+        try:
+            server.up()
+            with connect(server.url("dagster")) as conn:
+                for name in ("fsync", "synchronous_commit", "full_page_writes"):
+                    conn.execute(f"ALTER SYSTEM SET {name} = off")  # pyright: ignore[reportArgumentType, reportCallIssue]
+                conn.execute("SELECT pg_reload_conf()")
+                conn.execute("CREATE DATABASE migrated")
+            migrate(server.url("migrated"))
+            yield server
+        finally:
+            server.down()
 
 
 @pytest.fixture
@@ -118,12 +115,11 @@ def weak_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def looped(weak_policy: Path) -> Iterator[Path]:
     """A data directory on which the loop has run once, from playing to the gate's decision, through a real daemon."""
-    directories = _reachable()
-    data = settled(next(directories), weak_policy)
-    code, said = run(data, *SMALL)
-    assert code == 0, said
-    yield data
-    next(directories, None)
+    with a_reachable_directory() as directory:
+        data = settled(directory, weak_policy)
+        code, said = run(data, *SMALL)
+        assert code == 0, said
+        yield data
 
 
 @pytest.fixture(scope="session")
@@ -134,13 +130,6 @@ def babylon_data() -> Path:
     if not path.is_dir():
         pytest.skip("Babylon's sample records are not here; set RL_ASSETS_BABYLON_DATA to their directory")
     return path
-
-
-def _reachable() -> Iterator[Path]:
-    directory = Path(tempfile.mkdtemp(prefix="rl-assets-tests-"))
-    directory.chmod(0o755)
-    yield directory
-    shutil.rmtree(directory)
 
 
 def _database(server: EmbeddedPostgres, template: str) -> Iterator[str]:

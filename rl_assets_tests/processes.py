@@ -6,6 +6,9 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -16,6 +19,14 @@ from rl_assets.settings import REPOSITORY, Settings
 
 SMALL = ["harness", "--train", "--snapshots", "8", "--siblings", "8", "--gate-snapshots", "8", "--threshold", "24"]
 """A loop that takes a minute: few episodes, a gate too small to open, and a threshold that they reach."""
+
+
+@contextmanager
+def a_reachable_directory() -> Iterator[Path]:
+    """Every account may enter it. Pytest's own is closed to the one that runs the server for root."""
+    with tempfile.TemporaryDirectory(prefix="rl-assets-tests-") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
 
 
 def settled(data: Path, policy: Path) -> Path:

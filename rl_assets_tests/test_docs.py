@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shlex
 import socket
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ from rl_assets.services import databases
 from rl_assets.settings import REPOSITORY, Settings
 from rl_assets.training.base import base_path
 from rl_assets_tests.agents.endpoint_server import loopback_model
-from rl_assets_tests.processes import settled
+from rl_assets_tests.processes import a_reachable_directory, settled
 
 PAGES = sorted([REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *(REPOSITORY / "docs").glob("*.md")])
 LINK = re.compile(r"\]\(([^)#]+)(#[^)]*)?\)")
@@ -110,14 +109,6 @@ def test_what_is_run_elsewhere_is_run_there():
         path, _, name = test.partition("::")
         source = (Path(__file__).parent / path).read_text(encoding="utf-8")
         assert f"def {name}(" in source or not name, test
-
-
-@contextmanager
-def a_reachable_directory() -> Iterator[Path]:
-    """Every account may enter it. Pytest's own is closed to the one that runs the server for root."""
-    with tempfile.TemporaryDirectory(prefix="rl-assets-tests-") as name:
-        Path(name).chmod(0o755)
-        yield Path(name)
 
 
 @pytest.fixture(scope="module")

@@ -71,8 +71,8 @@ def decided(data: Path, monkeypatch: pytest.MonkeyPatch, *, on_ray: bool, lost_i
                     followed(conn, None, lambda: None)
             else:
                 with (
-                    two_nodes(environment) as (cluster, second, address),
-                    daemon(data, {**address, "DAGSTER_HOME": str(REPOSITORY / "deploy" / "ray")}),
+                    two_nodes(environment) as (cluster, second),
+                    daemon(data, {"RAY_ADDRESS": cluster.address}),
                 ):
                     followed(conn, lost_in, lambda: cluster.remove_node(second, allow_graceful=False))
             return {
@@ -122,24 +122,26 @@ def daemon(data: Path, environment: dict[str, str]) -> Iterator[None]:
 
 
 @contextmanager
-def two_nodes(environment: pytest.MonkeyPatch) -> Iterator[tuple[Any, Any, dict[str, str]]]:
-    """A cluster with a job server: itself, its second node, and the variables that say where it is."""
+def two_nodes(environment: pytest.MonkeyPatch) -> Iterator[tuple[Any, Any]]:
+    """A cluster with a job server, and its second node. Both find the variables of `cluster.env` in docs/ray.md."""
     from ray._private import services  # pyright: ignore[reportMissingImports]
     from ray.cluster_utils import Cluster  # pyright: ignore[reportMissingImports]
 
-    for name, value in PATIENT.items():
-        environment.setenv(name, value)
-    environment.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-    environment.setattr(services, "get_node", patiently(services.get_node))
     jobs, first_agent, second_agent = free_ports(3)
+    instance = {
+        "DAGSTER_HOME": str(REPOSITORY / "deploy" / "ray"),
+        "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{jobs}",
+    }
+    for name, value in {**PATIENT, **instance, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}.items():
+        environment.setenv(name, value)
+    environment.setattr(services, "get_node", patiently(services.get_node))
     room = {"num_cpus": 1, "object_store_memory": 200_000_000, "include_log_monitor": False}
     head = {"include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": jobs}
     cluster = Cluster(initialize_head=True, head_node_args={**room, **head, "dashboard_agent_listen_port": first_agent})
     try:
         second = cluster.add_node(**room, dashboard_agent_listen_port=second_agent)
         cluster.wait_for_nodes(timeout=600)
-        address = {"RAY_ADDRESS": cluster.address, "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{jobs}"}
-        yield cluster, second, address
+        yield cluster, second
     finally:
         cluster.shutdown()
 
