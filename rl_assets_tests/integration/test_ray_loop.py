@@ -79,7 +79,8 @@ def decided(data: Path, monkeypatch: pytest.MonkeyPatch, *, on_ray: bool, lost_i
                 "judged": conn.execute("SELECT id FROM rl_assets.judgement_sets ORDER BY id").fetchall(),
                 "batches": conn.execute("SELECT id, state FROM rl_assets.batches").fetchall(),
                 "models": conn.execute("SELECT step, digest FROM rl_assets.models ORDER BY step").fetchall(),
-                "decisions": conn.execute("SELECT decision FROM rl_assets.evaluations").fetchall(),
+                # An evaluation that was begun anew may be entered once more.
+                "decisions": conn.execute("SELECT DISTINCT decision FROM rl_assets.evaluations").fetchall(),
             }
 
 
