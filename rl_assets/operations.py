@@ -87,7 +87,8 @@ def _live(conn: psycopg.Connection) -> Finding:
         return Finding(AREA, "live agents", "fail", str(error), "see the message")
     agents = live_agents(conn, active=True)
     if not agents:
-        return Finding(AREA, "live agents", "warn", f"{MARKET_URL} is set and no agent is active", "rl-assets live add")
+        detail = f"{MARKET_URL} is set and no agent is active"
+        return Finding(AREA, "live agents", "warn", detail, "rl-assets live register NAME")
     resting = [reason for agent in agents if (reason := agent.rests)]
     detail = f"{len(agents)} active, {len(resting)} without points"
     return Finding(AREA, "live agents", "warn" if resting else "pass", detail, resting[0] if resting else "")

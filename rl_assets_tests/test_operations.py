@@ -57,7 +57,7 @@ def test_live_agents_need_a_market_and_points(
     monkeypatch.setenv("LIVE_MARKET_URL", "ftp://market/")
     assert live()[0] == "fail"
     monkeypatch.setenv("LIVE_MARKET_URL", "http://127.0.0.1:3100/")
-    assert live() == ("warn", "LIVE_MARKET_URL is set and no agent is active", "rl-assets live add")
+    assert live() == ("warn", "LIVE_MARKET_URL is set and no agent is active", "rl-assets live register NAME")
     register(conn, "steady", "reference", {"name": "hold"}, scenario="s", cost=5, seconds=60, memory_mb=512)
     assert live()[:2] == ("warn", "1 active, 1 without points")
     assert "rl-assets live points steady 100" in live()[2]

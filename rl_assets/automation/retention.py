@@ -2,16 +2,20 @@
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 
 import dagster as dg
 from pydantic import Field
 
+from rl_assets.assets.shown import plainly
 from rl_assets.automation.jobs import MAX_RUNTIME
 from rl_assets.automation.runs import ENDED
 
 KEEP_DAYS = 90
 MOST_RUNS = 500
-"""Runs that one execution looks at; the oldest come first, so that the next day goes on."""
+"""Runs that one execution deletes; the oldest come first, and the next day goes on."""
+PAGE = 500
+"""Runs that are asked for at a time."""
 
 
 class Keeping(dg.Config):
@@ -36,17 +40,21 @@ def superseded(instance: dg.DagsterInstance, run_id: str) -> bool:
 def deletable(instance: dg.DagsterInstance, now: datetime, days: int) -> Iterator[str]:
     """Ids of runs that ended more than `days` ago and on which nothing stands, the oldest first."""
     old = dg.RunsFilter(statuses=ENDED, updated_before=now - timedelta(days=days))
-    for record in instance.get_run_records(old, limit=MOST_RUNS, ascending=True):
-        if superseded(instance, record.dagster_run.run_id):
-            yield record.dagster_run.run_id
+    cursor = None
+    while page := instance.get_run_records(old, limit=PAGE, cursor=cursor, ascending=True):
+        for record in page:
+            if superseded(instance, record.dagster_run.run_id):
+                yield record.dagster_run.run_id
+        cursor = page[-1].dagster_run.run_id
 
 
 @dg.op(description="Delete runs that ended long ago, but none that holds an asset partition's newest materialization.")
 def delete_old_runs(context: dg.OpExecutionContext, config: Keeping) -> None:
     instance = context.instance
-    gone = list(deletable(instance, datetime.now(UTC), config.days))
-    for run_id in gone:
-        instance.delete_run(run_id)
+    with plainly():
+        gone = list(islice(deletable(instance, datetime.now(UTC), config.days), MOST_RUNS))
+        for run_id in gone:
+            instance.delete_run(run_id)
     context.log.info("%d runs that ended more than %d days ago are deleted", len(gone), config.days)
     context.add_output_metadata({"runs_deleted": len(gone)})
 

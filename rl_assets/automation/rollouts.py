@@ -3,6 +3,7 @@
 import dagster as dg
 from pydantic import Field
 
+from rl_assets.assets.shown import plainly
 from rl_assets.automation.jobs import MAX_RUNTIME
 from rl_assets.resources import Database, Trainer
 
@@ -52,7 +53,7 @@ def prune_checkpoints(context: dg.OpExecutionContext, config: Pruning, database:
     from rl_assets.settings import Settings
 
     directory = checkpoints_of(Settings.from_env().data_dir, trainer.line)
-    with database.connect() as conn:
+    with plainly(), database.connect() as conn:
         gone = prune(conn, trainer.line, directory, keep=config.keep, dry_run=config.dry_run)
     context.log.info(shown(gone, dry_run=config.dry_run))
     context.add_output_metadata({"checkpoints": len(gone), "bytes": sum(one.bytes for one in gone)})

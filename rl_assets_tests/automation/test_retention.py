@@ -46,6 +46,15 @@ def test_only_runs_on_which_no_assets_state_stands_are_deleted(instance: dg.Dags
     assert {other, again, now}.isdisjoint(deletable(instance, later, 90))
 
 
+def test_runs_that_must_stay_hide_none_that_may_go(instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch):
+    stays = [made(instance, hourly, key) for key in HOURS]
+    operations = [an_operation.execute_in_process(instance=instance).run_id for _ in range(3)]
+    monkeypatch.setattr("rl_assets.automation.retention.PAGE", 1)
+    later = datetime.now(UTC) + timedelta(days=91)
+    assert sorted(deletable(instance, later, 90)) == sorted(operations)
+    assert set(stays).isdisjoint(operations)
+
+
 def test_the_job_leaves_every_partition_materialized(instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch):
     old = made(instance, hourly, "08")
     made(instance, hourly, "08")
