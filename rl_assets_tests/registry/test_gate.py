@@ -75,10 +75,10 @@ def test_a_better_candidate_that_is_worse_elsewhere_is_rejected(worse: dict[str,
 
 @pytest.mark.parametrize(("gain", "most"), [(0.2, 6.0), (0.9, 6.0), (1.5, 6.5), (5.0, 10.0)])
 def test_a_deeper_drawdown_is_paid_for_by_what_is_surely_earned(gain: float, most: float):
-    better = {"candidate": some_play(gain, max_drawdown=most), "champion": some_play()}
-    assert compare(DAYS, **better, look=1).promote
-    deeper = replace(better["candidate"], max_drawdown=better["candidate"].max_drawdown + 0.01)
-    assert not compare(DAYS, deeper, better["champion"], look=1).promote
+    candidate, champion = some_play(gain, max_drawdown=most), some_play()
+    assert compare(DAYS, candidate, champion, look=1).promote
+    deeper = replace(candidate, max_drawdown=candidate.max_drawdown + 0.01)
+    assert not compare(DAYS, deeper, champion, look=1).promote
 
 
 def test_a_gain_that_is_not_sure_pays_for_no_drawdown():
