@@ -47,10 +47,9 @@ class Servers:
         self,
         record: Callable[[Room], None] | None = None,
         rate: RateLimit | None = None,
-        world: World | Sequence[World] = WORLD,
+        worlds: Sequence[World] = (WORLD,),
         **lobby: Any,
     ) -> Served:
-        worlds = [world] if isinstance(world, tuple) else world
         served = Served("", Lobby(worlds, **lobby))
         server = MarketServer(
             lambda url: build_app(

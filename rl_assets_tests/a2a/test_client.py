@@ -185,7 +185,7 @@ def test_a_model_behind_an_endpoint_plays_what_it_reads(serve: Servers, stranger
 
 
 def test_a_model_joins_and_posts_in_a_world_where_that_can_be_done(serve: Servers, stranger: Stranger):
-    served = serve(world=generate("train", 0, DIFFICULTIES["hard"]))
+    served = serve(worlds=[generate("train", 0, DIFFICULTIES["hard"])])
     said = ['{"chat":"gem","do":"join"}', '{"market":"A","do":"post_up"}', '{"market":"B","do":"post_down"}']
     played = played_by_a_model(served, stranger, said)
     (episode,) = served.episodes

@@ -80,7 +80,7 @@ def test_agents_are_isolated_and_episodes_of_one_name_are_numbered(serve: Server
 
 def test_who_joins_again_plays_the_next_market_day(serve: Servers):
     worlds = [WORLD, generate("train", 6)]
-    served = serve(world=worlds)
+    served = serve(worlds=worlds)
 
     async def play() -> None:
         for _ in range(3):

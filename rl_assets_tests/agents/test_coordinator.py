@@ -157,7 +157,7 @@ def test_the_next_hour_and_the_next_market_day_are_other_trajectories(
     conn: psycopg.Connection, serve: Servers, tmp_path: Path, model: LoopbackModel
 ):
     ticks = 3
-    url = serve(world=generate("train", 5, WorldConfig(ticks=ticks))).url
+    url = serve(worlds=[generate("train", 5, WorldConfig(ticks=ticks))]).url
     enrol(conn, "llm", "endpoint", api(model))
     for minute in range(ticks + 1):
         tick(conn, url, tmp_path, minute)
