@@ -202,8 +202,9 @@ class RulerJudge:
         """Raises JudgeFailure of class `low_agreement` where each pass takes sides, and each others."""
         outcomes = {v.trajectory_id: v.score for v in OutcomeJudge().rank(passes.group, episodes).verdicts}
         weight = self.settings.outcome_weight if outcomes else 0.0
-        means, agreed, error = passes.scores.mean(axis=0), agreement(passes.level), noise(passes.level)
-        if agreed < LEAST_AGREEMENT and float(np.ptp(passes.level, axis=1).mean()) >= TAKES_SIDES:
+        level = passes.level
+        means, agreed, error = passes.scores.mean(axis=0), agreement(level), noise(level)
+        if agreed < LEAST_AGREEMENT and float(np.ptp(level, axis=1).mean()) >= TAKES_SIDES:
             raise JudgeFailure("low_agreement", f"{len(passes.scores)} passes agree by a tau of {agreed:.2f} only")
         opinions = {}
         for place, member in enumerate(passes.group.trajectory_ids):

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import psycopg
 
@@ -18,7 +17,6 @@ from rl_assets.judging.ruler_transport import Sent, Transport
 from rl_assets.settings import RulerSettings
 from rl_assets.store.judge_calls import CachedAnswer, Exhausted, Limits, cached_answers, reserve, settle
 
-T = TypeVar("T")
 BYTES_PER_TOKEN = 1.6
 """Prompts of numbers and JSON have at least so many: an estimate on the careful side, for what is reserved."""
 _LIMITS = {
@@ -43,8 +41,8 @@ class Usage:
 
 
 class JudgeClient:
-    """Asks the judge of `settings`, in one event loop. While it asks, `conn` is used in a thread of its own and by
-    nobody else, so that no request waits for what another one stores."""
+    """Asks the judge of `settings`, in one event loop, which waits for what is stored: that takes less than a
+    millisecond, and handing it to a thread takes more."""
 
     def __init__(self, settings: RulerSettings, conn: psycopg.Connection) -> None:
         """Raises ConfigurationError if there is no model, or dollars are limited and no price is known."""
@@ -61,7 +59,6 @@ class JudgeClient:
                 f"dollars are limited, but the price of {settings.model} is not known; set RULER_JUDGE_INPUT_PRICE and "
                 "RULER_JUDGE_OUTPUT_PRICE in dollars per million tokens"
             )
-        self._database = ThreadPoolExecutor(1, "judge-calls")
         self._slots = asyncio.Semaphore(settings.concurrency)
 
     def key(self, question: Question) -> str:
@@ -74,7 +71,7 @@ class JudgeClient:
         An answer that cannot be used is asked for once more. Raises ConfigurationError where no question can succeed.
         """
         keys = [self.key(question) for question in questions]
-        known = await self._stored(cached_answers, keys)
+        known = cached_answers(self.conn, keys)
         self.usage.cached += len(known)
 
         async def one(key: str, question: Question) -> dict[str, Scored]:
@@ -107,7 +104,6 @@ class JudgeClient:
 
     async def close(self) -> None:
         """To be called before the event loop ends."""
-        self._database.shutdown()
         await self._transport.close()
 
     async def _paid(
@@ -116,7 +112,7 @@ class JudgeClient:
         """One request: reserved, sent, settled, and its answer kept if it can be used."""
         async with self._slots:
             estimate = int(sum(len(message["content"].encode()) for message in messages) / BYTES_PER_TOKEN)
-            reservation = await self._reserve(window_id, estimate, most)
+            reservation = self._reserve(window_id, estimate, most)
             sent, outcome, keep = Sent(), "aborted", None
             try:
                 response = await self._transport.send(messages, most, sent)
@@ -131,16 +127,16 @@ class JudgeClient:
             finally:
                 tokens_in = sent.tokens_in + sent.unknown * estimate
                 dollars = self._dollars(tokens_in, sent.tokens_out)
-                await self._stored(settle, reservation, outcome, tokens_in + sent.tokens_out, dollars, keep)
+                settle(self.conn, reservation, outcome, tokens_in + sent.tokens_out, dollars, keep)
                 self.usage.requests += sent.attempts
                 self.usage.tokens_in += tokens_in
                 self.usage.tokens_out += sent.tokens_out
                 self.usage.dollars += dollars or 0.0
 
-    async def _reserve(self, window_id: str, tokens_in: int, tokens_out: int) -> int:
+    def _reserve(self, window_id: str, tokens_in: int, tokens_out: int) -> int:
         dollars = self._dollars(tokens_in, tokens_out)
         tokens, expire = tokens_in + tokens_out, self._transport.longest_seconds
-        got = await self._stored(reserve, window_id, self.settings.model, tokens, dollars, self._limits, expire)
+        got = reserve(self.conn, window_id, self.settings.model, tokens, dollars, self._limits, expire)
         if isinstance(got, Exhausted):
             where = f"window {window_id}" if got.limit.startswith("window") else "this UTC day"
             unit = got.limit.split("_")[1]
@@ -150,9 +146,6 @@ class JudgeClient:
                 f"reserved and a request may take {got.asked:,.6g}; raise {_LIMITS[got.limit]} or judge later",
             )
         return got
-
-    async def _stored(self, function: Callable[..., T], *args: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._database, function, self.conn, *args)
 
     def _dollars(self, tokens_in: int, tokens_out: int) -> float | None:
         return self._prices and self._prices[0] * tokens_in + self._prices[1] * tokens_out

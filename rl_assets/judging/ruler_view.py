@@ -28,6 +28,7 @@ _PNL_KEY = re.compile(r"pnl|profit|p&l|reward|equity|correctness", re.I)
 _INVISIBLE = frozenset({"Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp"})
 _BLANK = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\uffa0\ufe00-\ufe0f\U000e0100-\U000e01ef]")
 """Fillers and variation selectors, which Unicode calls letters and marks."""
+_MARKUP = re.compile("[&<>]")
 _ESCAPES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
 
 
@@ -50,7 +51,7 @@ def shown(text: str) -> str:
     folded = text.lower()
     if "&" in folded or "pnl" in folded or "profit" in folded:
         text = _PNL.sub(r"\1[hidden]", text)
-    return text.translate(_ESCAPES)
+    return text.translate(_ESCAPES) if _MARKUP.search(text) else text
 
 
 @dataclass(frozen=True, slots=True)
