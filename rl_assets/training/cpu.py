@@ -55,7 +55,7 @@ class CpuTraining:
 
     passes: int = 2
     sequences: int = 32
-    micro_batch: int = 16
+    micro_batch: int = 32
     warm_up: int = 5
     max_grad_norm: float = 1.0
     holdout: float = 0.125
