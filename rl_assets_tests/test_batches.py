@@ -41,7 +41,18 @@ def test_a_failed_batch_gives_its_episodes_back(failed: str, conn: psycopg.Conne
     assert readiness(conn, LINE, 0).fresh == 20
 
 
-@pytest.mark.parametrize("verb", ["retry", "free"])
+def test_a_batch_is_branched_from_once_it_is_decided_upon(
+    failed: str, conn: psycopg.Connection, capsys: pytest.CaptureFixture[str]
+):
+    assert cli.run(["batches", "branch", failed]) == cli.FAILED
+    assert "is failed; only what was promoted or rejected is trained once more" in capsys.readouterr().err
+    for state in ("reserved", "training", "trained", "evaluated", "rejected"):
+        advance_batch(conn, failed, state)
+    assert cli.run(["batches", "branch", failed]) == 0
+    assert f"{failed} is trained once more as batch-" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb", ["retry", "branch", "free"])
 def test_a_batch_that_is_none_is_said(failed: str, capsys: pytest.CaptureFixture[str], verb: str):
     assert cli.run(["batches", verb, "batch-none"]) == cli.FAILED
     assert "the ledger has no batch 'batch-none'" in capsys.readouterr().err

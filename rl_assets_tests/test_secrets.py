@@ -2,14 +2,20 @@
 
 import json
 import re
+import traceback
+from datetime import UTC, datetime
 
 import dagster as dg
 import psycopg
 import pytest
 
 from rl_assets.assets.shown import plainly
+from rl_assets.automation.rollouts import rollout_sensor
+from rl_assets.automation.schedules import daily_training_schedule, live_tick_schedule, market_outcomes_schedule
+from rl_assets.automation.sensors import benchmark_snapshot_sensor, training_sensor, trajectory_window_sensor
 from rl_assets.definitions import defs
 from rl_assets.errors import DatabaseError
+from rl_assets.resources import Database, Trainer
 from rl_assets.settings import Settings
 from rl_assets.store.database import connect
 
@@ -55,6 +61,20 @@ def wrapping() -> None:
             raise DatabaseError("the database cannot be reached; start it") from error
 
 
+@dg.asset
+def together() -> None:
+    with plainly():
+        raise ExceptionGroup("two requests failed", [ValueError(f"401 for {CANARIES['WANDB_API_KEY']}")])
+
+
+@dg.asset
+def annotated() -> None:
+    with plainly():
+        error = ValueError("a request failed")
+        error.add_note(f"it was sent with {CANARIES['WANDB_API_KEY']}")
+        raise error
+
+
 def test_no_resource_has_a_field_for_a_secret():
     for name, resource in (defs.resources or {}).items():
         for field in type(resource).model_fields:
@@ -70,7 +90,9 @@ def test_what_is_configured_holds_no_secret(environment: None):
     )
 
 
-@pytest.mark.parametrize("asset", [reaching, quoting, wrapping], ids=lambda asset: asset.key.to_user_string())
+@pytest.mark.parametrize(
+    "asset", [reaching, quoting, wrapping, together, annotated], ids=lambda asset: asset.key.to_user_string()
+)
 def test_a_failed_run_records_no_secret(environment: None, asset: dg.AssetsDefinition):
     with dg.DagsterInstance.ephemeral() as instance:
         result = dg.materialize([asset], instance=instance, raise_on_error=False)
@@ -91,3 +113,32 @@ def test_a_connection_that_fails_tells_no_password(environment: None):
             connect(url)
         assert shown(caught.value) == []
         assert not isinstance(caught.value, psycopg.Error)
+
+
+def test_a_tick_that_fails_tells_no_password(monkeypatch: pytest.MonkeyPatch, environment: None):
+    """Of every sensor and schedule, whatever a driver says."""
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError(f"no route to {CANARIES['DATABASE_URL']}")
+
+    monkeypatch.setattr(Database, "connect", refuse)
+    monkeypatch.setenv("LIVE_MARKET_URL", "http://127.0.0.1:1")
+    given = {"database": Database(), "trainer": Trainer()}
+    ticks = [
+        lambda: benchmark_snapshot_sensor(dg.build_sensor_context(), database=given["database"]),
+        lambda: trajectory_window_sensor(dg.build_sensor_context(), database=given["database"]),
+        lambda: training_sensor(dg.build_sensor_context(), **given),
+        lambda: rollout_sensor(dg.build_sensor_context(), **given),
+        lambda: live_tick_schedule(dg.build_schedule_context(), database=given["database"]),
+        lambda: market_outcomes_schedule(
+            dg.build_schedule_context(scheduled_execution_time=datetime.now(UTC)), database=given["database"]
+        ),
+        lambda: daily_training_schedule(dg.build_schedule_context(), **given),
+    ]
+    with dg.DagsterInstance.ephemeral() as instance:
+        monkeypatch.setattr(dg.SensorEvaluationContext, "instance", instance)
+        monkeypatch.setattr(dg.ScheduleEvaluationContext, "instance", instance)
+        for tick in ticks:
+            with pytest.raises(dg.Failure) as caught:
+                tick()
+            assert shown("".join(traceback.format_exception(caught.value))) == []

@@ -22,8 +22,6 @@ SIBLINGS = 4
 """Episodes of each agent on each gate snapshot."""
 SEED = 20_260_101
 """Seed of every evaluation: candidate and champion draw the same numbers, which is what makes them a pair."""
-DECIDED = ("promoted", "rejected")
-"""States of a batch that has been decided upon."""
 
 
 @dg.asset(
@@ -60,7 +58,7 @@ DECIDED = ("promoted", "rejected")
 def benchmark_evaluations(context: dg.AssetExecutionContext, database: Database, lake: Lake) -> dg.MaterializeResult:
     from rl_assets.registry.evaluate import evaluate
     from rl_assets.reports.plots import paired_gate
-    from rl_assets.store.ledger import advance_batch, get_batch
+    from rl_assets.store.ledger import DECIDED, advance_batch, get_batch
 
     def progress(done: int, total: int) -> None:
         context.log.info(f"the gate: {done} of {total} episodes")

@@ -125,6 +125,7 @@ def training_batches(context: dg.AssetExecutionContext, database: Database, lake
             "base_step": manifest.base_step,
             "without_logprobs": silent,
             "forced_by": batch.forced_by or "nobody",
+            "branch_of": batch.branch_of or "none, the claim is its own",
             "attempt": batch.attempt,
             "windows": list(manifest.windows),
             "judgement_sets": list(manifest.judgement_sets),
@@ -160,7 +161,8 @@ def training_batches(context: dg.AssetExecutionContext, database: Database, lake
     kinds={"python", "torch", "huggingface", "wandb"},
     owners=OWNERS,
     description="The checkpoint that GRPO makes of a batch, registered as a candidate. A batch that has been trained "
-    "is not trained again: materializing it once more returns the checkpoint that is there.",
+    "is not trained again: materializing it once more returns the checkpoint that is there. To make another model of "
+    "its episodes, run the job `retrain` with its name.",
     check_specs=[
         dg.AssetCheckSpec(
             "checkpoint_is_whole",

@@ -60,11 +60,12 @@ def plainly() -> Iterator[None]:
 
 
 def _quotes_a_secret(error: BaseException | None) -> bool:
-    while error is not None:
-        if redact(str(error)) != str(error):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+    """Whether an error, a note on it, or what it came of holds one, as far as Dagster would show that."""
+    if error is None:
+        return False
+    said = "\n".join([str(error), *getattr(error, "__notes__", ())])
+    within = error.exceptions if isinstance(error, BaseExceptionGroup) else ()
+    return redact(said) != said or any(map(_quotes_a_secret, (error.__cause__, error.__context__, *within)))
 
 
 def _short(value: Any) -> Any:

@@ -108,37 +108,51 @@ def force_training_job() -> None:
     claim_below_threshold()
 
 
-class Retrying(dg.Config):
+class Retraining(dg.Config):
     """Which batch is trained once more."""
 
-    batch: str = Field(description="The failed batch, such as batch-0123456789abcdef. Empty: the newest that failed.")
+    batch: str = Field(
+        description="Such as batch-0123456789abcdef: one that failed, or one that was promoted or rejected. Empty: the "
+        "newest that failed."
+    )
 
 
-@dg.op(description="Let a failed batch be trained once more; the training sensor then starts the run.")
-def retry_failed_batch(context: dg.OpExecutionContext, config: Retrying, database: Database, trainer: Trainer) -> None:
-    from rl_assets.store.ledger import advance_batch, batches
+@dg.op(description="Let a batch be trained once more; the training sensor then starts the run.")
+def train_batch_again(context: dg.OpExecutionContext, config: Retraining, database: Database, trainer: Trainer) -> None:
+    from rl_assets.store.ledger import DECIDED, advance_batch, batches, get_batch
+    from rl_assets.training.trigger import branch
 
     with plainly(), database.connect() as conn:
         failed = [batch.id for batch in batches(conn, model_line=trainer.line, states=("failed",), limit=1)]
         if not config.batch and not failed:
             raise dg.Failure(
-                f"no batch of {trainer.line} has failed; to train on what waits, run force_training",
+                f"no batch of {trainer.line} has failed; name one that was promoted or rejected to make another model "
+                "of its episodes, or run force_training to train on what waits",
                 allow_retries=False,
             )
-        batch = advance_batch(conn, config.batch or failed[0], "reserved")
-    context.log.info(f"{batch.id} is tried again, attempt {batch.attempt}")
+        batch = get_batch(conn, config.batch or failed[0])
+        if batch.state in DECIDED:
+            found = branch(conn, batch.id, model_line=trainer.line, forced_by="the job retrain")
+            assert found.batch is not None
+            batch, reason = found.batch, found.reason
+        else:
+            batch = advance_batch(conn, batch.id, "reserved")
+            reason = f"{batch.id} is tried again, attempt {batch.attempt}"
+    context.log.info(reason)
     context.add_output_metadata({"batch": batch.id, "attempt": batch.attempt, "episodes": batch.episodes})
 
 
 @dg.job(
     name="retrain",
-    description="Train a failed batch once more, after what made it fail is mended. Its episodes stay the same.",
-    config={"ops": {"retry_failed_batch": {"config": {"batch": ""}}}},
+    description="Train a failed batch once more, after what made it fail is mended; or make another model of a batch "
+    "that was promoted or rejected, with the settings of now. Episodes and rewards stay the same, and what comes of "
+    "it has to pass the gate.",
+    config={"ops": {"train_batch_again": {"config": {"batch": ""}}}},
     tags={MAX_RUNTIME: "600"},
     executor_def=dg.in_process_executor,
 )
 def retrain_job() -> None:
-    retry_failed_batch()
+    train_batch_again()
 
 
 class RollingBack(dg.Config):

@@ -27,7 +27,7 @@ def rollout_sensor(context: dg.SensorEvaluationContext, database: Database, trai
     from rl_assets.registry.rollout import open_rollout
     from rl_assets.registry.stages import look
 
-    with database.connect() as conn:
+    with plainly(), database.connect() as conn:
         rollout = open_rollout(conn, trainer.line)
         verdict = look(conn, trainer.line)
     if rollout is None or verdict is None:

@@ -9,7 +9,7 @@ from rl_assets.commands.opened import opened
 
 @click.group()
 def batches() -> None:
-    """Training batches: list, retry, free, settle."""
+    """Training batches: list, retry, branch, free, settle."""
 
 
 @batches.command(name="list")
@@ -25,7 +25,10 @@ def list_(limit: int) -> None:
         settings.model_line,
         ("batch", "state", "attempt", "episodes", "on top of", "forced by", "error", "created"),
         [
-            (b.id, b.state, b.attempt, b.episodes, b.base_step, b.forced_by, b.error, f"{b.created_at:%Y-%m-%d %H:%M}")
+            (
+                *(b.id, b.state, b.attempt, b.episodes, f"{b.base_step}{', a branch' if b.branch_of else ''}"),
+                *(b.forced_by, b.error, f"{b.created_at:%Y-%m-%d %H:%M}"),
+            )
             for b in rows
         ],
     )
@@ -36,6 +39,17 @@ def list_(limit: int) -> None:
 def retry(batch_id: str) -> None:
     """Train a failed batch once more; the training sensor requests the run at its next tick."""
     _move(batch_id, "reserved", "is tried again")
+
+
+@batches.command()
+@click.argument("batch_id")
+def branch(batch_id: str) -> None:
+    """Make another model of a batch that was promoted or rejected, with the settings of now; the gate decides on it."""
+    from rl_assets.training.trigger import branch as again
+
+    with opened() as (conn, settings):
+        found = again(conn, batch_id, model_line=settings.model_line, forced_by="rl-assets batches branch")
+    click.echo(found.reason)
 
 
 @batches.command()

@@ -20,7 +20,8 @@ EPISODES = """
   CROSS JOIN LATERAL jsonb_array_elements(b.manifest -> 'groups') WITH ORDINALITY AS g (value, place)
   CROSS JOIN LATERAL jsonb_array_elements_text(g.value -> 'trajectory_ids') WITH ORDINALITY AS t (value, place)
   JOIN LATERAL jsonb_array_elements_text(g.value -> 'rewards') WITH ORDINALITY AS r (value, place) ON r.place = t.place
-  LEFT JOIN rl_assets.offers AS o ON o.batch_id = b.id AND o.group_id = g.value ->> 'group_id'
+  LEFT JOIN rl_assets.offers AS o ON o.batch_id = coalesce(b.branch_of, b.id)
+    AND o.group_id = g.value ->> 'group_id'
   LEFT JOIN trajectories AS e ON e."trajectoryId" = t.value
   WHERE b.id = ANY(%s) ORDER BY b.id, g.place, t.place
 """

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -30,6 +30,9 @@ LOCK_SECONDS = 120
 
 IN_FLIGHT = ("reserved", "training", "unknown", "trained", "evaluated")
 """States of which a model line has one batch at a time (the index `batches_in_flight` sees to it)."""
+
+DECIDED = ("promoted", "rejected")
+"""States of a batch that has been decided upon."""
 
 NEXT = {
     "reserved": ("training", "failed", "freed"),
@@ -62,7 +65,8 @@ class Readiness:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """A claim and what became of it. manifest: JSON of `rl_assets.training.manifest.Manifest`. attempt: from 1."""
+    """A claim and what became of it. manifest: JSON of `rl_assets.training.manifest.Manifest`. attempt: from 1.
+    branch_of: the batch whose claim this one is trained on once more; None where the claim is its own."""
 
     id: str
     model_line: str
@@ -78,6 +82,7 @@ class Batch:
     result: dict[str, Any] | None
     created_at: datetime
     updated_at: datetime
+    branch_of: str | None
 
 
 def record_judgements(
@@ -179,27 +184,66 @@ def claim_batch(
             windows=tuple(sorted({window for _, window, _, _, _, _ in offers})),
             groups=groups,
         )
-        # One statement, since each is a way to the server and back while everybody else waits for the ledger.
-        with conn.cursor(row_factory=class_row(Batch)) as cursor:
-            return cursor.execute(
-                """WITH held AS (UPDATE rl_assets.offers SET batch_id = %(id)s WHERE id = ANY(%(offers)s)),
-                        noted AS (INSERT INTO rl_assets.batch_events (batch_id, to_state, attempt)
-                                  VALUES (%(id)s, 'reserved', 1))
-                   INSERT INTO rl_assets.batches
-                     (id, model_line, base_step, state, episodes, groups, manifest, forced_by)
-                   VALUES (%(id)s, %(line)s, %(step)s, 'reserved', %(episodes)s, %(groups)s, %(manifest)s, %(forced)s)
-                   RETURNING *""",
-                {
-                    "id": manifest.batch_id,
-                    "offers": [offer for offer, *_ in offers],
-                    "line": model_line,
-                    "step": base_step,
-                    "episodes": found,
-                    "groups": len(groups),
-                    "manifest": Jsonb(manifest.to_json()),
-                    "forced": forced_by,
-                },
-            ).fetchone()
+        return _enter(conn, manifest, forced_by=forced_by, offers=[offer for offer, *_ in offers])
+
+
+def branch_batch(conn: psycopg.Connection, batch_id: str, forced_by: str) -> Batch:
+    """A batch of the same episodes, rewards and base step as one that has been decided upon: its training makes another
+    model, beside the first. Whose claim the episodes are does not change.
+
+    Raises LedgerConflict where there is no such batch, it is not at its end, or another one of the line is in flight.
+    """
+    with _writing(conn):
+        first = get_batch(conn, batch_id)
+        if first.state not in DECIDED:
+            raise LedgerConflict(
+                f"{batch_id} is {first.state}; only what was promoted or rejected is trained once more: see "
+                "`rl-assets batches retry` for one that failed"
+            )
+        others = batches(conn, model_line=first.model_line, states=IN_FLIGHT, limit=1)
+        if others:
+            raise LedgerConflict(
+                f"{batch_id} cannot be trained once more while {others[0].id} is {others[0].state}; wait for its end"
+            )
+        claim = first.branch_of or first.id
+        manifest = replace(Manifest.from_json(first.manifest), batch_id=_free_name(conn, ["branch", claim]))
+        return _enter(conn, manifest, forced_by=forced_by, branch_of=claim)
+
+
+def _enter(
+    conn: psycopg.Connection,
+    manifest: Manifest,
+    *,
+    forced_by: str | None,
+    offers: Sequence[int] = (),
+    branch_of: str | None = None,
+) -> Batch:
+    """Make a batch, reserved, that holds these offers. One statement, since each is a way to the server and back while
+    everybody else waits for the ledger."""
+    with conn.cursor(row_factory=class_row(Batch)) as cursor:
+        batch = cursor.execute(
+            """WITH held AS (UPDATE rl_assets.offers SET batch_id = %(id)s WHERE id = ANY(%(offers)s::bigint[])),
+                    noted AS (INSERT INTO rl_assets.batch_events (batch_id, to_state, attempt)
+                              VALUES (%(id)s, 'reserved', 1))
+               INSERT INTO rl_assets.batches
+                 (id, model_line, base_step, state, episodes, groups, manifest, forced_by, branch_of)
+               VALUES (%(id)s, %(line)s, %(step)s, 'reserved', %(episodes)s, %(groups)s, %(manifest)s, %(forced)s,
+                       %(branch_of)s)
+               RETURNING *""",
+            {
+                "id": manifest.batch_id,
+                "offers": list(offers),
+                "line": manifest.model_line,
+                "step": manifest.base_step,
+                "episodes": len(manifest.trajectory_ids),
+                "groups": len(manifest.groups),
+                "manifest": Jsonb(manifest.to_json()),
+                "forced": forced_by,
+                "branch_of": branch_of,
+            },
+        ).fetchone()
+    assert batch is not None
+    return batch
 
 
 def get_batch(conn: psycopg.Connection, batch_id: str) -> Batch:
@@ -224,10 +268,10 @@ def batches(
 
 
 def claimed_ids(conn: psycopg.Connection, batch_id: str) -> list[str]:
-    """Ids of the episodes that a batch holds; none once it is freed."""
+    """Ids of the episodes that a batch holds, or that the one holds whose branch it is; none once that is freed."""
     rows = conn.execute(
         """SELECT e.trajectory_id FROM rl_assets.offers AS o JOIN rl_assets.offered_episodes AS e ON e.offer_id = o.id
-           WHERE o.batch_id = %s ORDER BY 1""",
+           WHERE o.batch_id = (SELECT coalesce(branch_of, id) FROM rl_assets.batches WHERE id = %s) ORDER BY 1""",
         [batch_id],
     ).fetchall()
     return [identity for (identity,) in rows]
@@ -269,7 +313,7 @@ def advance_batch(
             )
         attempt = before.attempt + (state == "reserved")
         if state == "trained":
-            mirror_training(conn, Manifest.from_json(before.manifest))
+            mirror_training(conn, Manifest.from_json(before.manifest), is_branch=before.branch_of is not None)
         conn.execute(
             """UPDATE rl_assets.batches SET state = %s, attempt = %s, run_id = coalesce(%s, run_id), error = %s,
                       result = coalesce(%s, result), updated_at = clock_timestamp() WHERE id = %s""",

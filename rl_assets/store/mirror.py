@@ -70,18 +70,20 @@ def mirror_judgements(
     )
 
 
-def mirror_training(conn: psycopg.Connection, manifest: Manifest) -> None:
-    """Mark exactly the manifest's episodes as used, and add its row of `training_batches`, completed.
+def mirror_training(conn: psycopg.Connection, manifest: Manifest, *, is_branch: bool) -> None:
+    """Mark exactly the manifest's episodes as used, and add its row of `training_batches`, completed. Those of a branch
+    keep the mark of the batch that has claimed them.
 
     The row is never there in another state: a worker of Babylon would train what it finds pending.
     """
     ids = list(manifest.trajectory_ids)
     now = naive(datetime.now(UTC))
-    conn.execute(
-        """UPDATE trajectories SET "usedInTraining" = true, "trainedInBatch" = %s, "updatedAt" = %s
-           WHERE "trajectoryId" = ANY(%s)""",
-        [manifest.batch_id, now, ids],
-    )
+    if not is_branch:
+        conn.execute(
+            """UPDATE trajectories SET "usedInTraining" = true, "trainedInBatch" = %s, "updatedAt" = %s
+               WHERE "trajectoryId" = ANY(%s)""",
+            [manifest.batch_id, now, ids],
+        )
     groups = [{"groupId": g.group_id, "trajectoryIds": g.trajectory_ids, "rewards": g.rewards} for g in manifest.groups]
     conn.execute(
         """INSERT INTO training_batches ("id", "batchId", "scenarioId", "baseModel", "modelVersion", "trajectoryIds",

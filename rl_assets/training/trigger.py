@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING
 from rl_assets.errors import LedgerConflict
 from rl_assets.registry.models import champion_step
 from rl_assets.registry.rollout import staged_rollout
-from rl_assets.store.ledger import IN_FLIGHT, Batch, advance_batch, batches, claim_batch, get_batch, readiness
+from rl_assets.store.ledger import (
+    IN_FLIGHT,
+    Batch,
+    advance_batch,
+    batches,
+    branch_batch,
+    claim_batch,
+    get_batch,
+    readiness,
+)
 from rl_assets.training.submission import open_submission
 
 if TYPE_CHECKING:
@@ -102,6 +111,20 @@ def claim(
     if batch is None:
         return Look(f"{counts}; another look claimed them first")
     return _request(batch, f"{counts}: claimed as {batch.id}, on top of step {base_step}")
+
+
+def branch(conn: psycopg.Connection, batch_id: str, *, model_line: str, forced_by: str) -> Look:
+    """Train once more on the manifest of a batch that was promoted or rejected, with the settings of now.
+
+    What comes of it stands on the same step as the first, is a step of its own, and passes the gate or does not go
+    live. The run is requested as after `claim`. Raises LedgerConflict.
+    """
+    if (first := get_batch(conn, batch_id)).model_line != model_line:
+        raise LedgerConflict(f"{batch_id} is of {first.model_line} and this is {model_line}; set TRAINING_MODEL_LINE")
+    if (held := _held(conn, model_line)) is not None:
+        raise LedgerConflict(held)
+    made = branch_batch(conn, batch_id, forced_by)
+    return _request(made, f"{batch_id} is trained once more as {made.id}, on top of step {made.base_step}")
 
 
 def record_failure(conn: psycopg.Connection, batch_id: str, *, run_id: str, run_key: str | None, error: str) -> str:

@@ -8,7 +8,7 @@ import pytest
 
 from rl_assets.automation.jobs import force_training_job, retrain_job, rollback_job
 from rl_assets.resources import Database, Trainer
-from rl_assets.store.ledger import get_batch
+from rl_assets.store.ledger import batches, get_batch
 from rl_assets_tests.registry.made import LINE, a_base, a_batch
 
 
@@ -28,10 +28,22 @@ def test_a_failed_batch_is_tried_again_as_the_launchpad_is_filled_in(
     assert (after.state, after.attempt) == ("reserved", before + 1)
 
 
+def test_a_batch_that_was_decided_upon_is_branched_from(
+    conn: psycopg.Connection, resources: dict[str, object], tmp_path: Path
+):
+    a_base(conn, tmp_path)
+    first = a_batch(conn, "1", 0, state="rejected")
+    config = {"ops": {"train_batch_again": {"config": {"batch": first}}}}
+    assert retrain_job.execute_in_process(run_config=config, resources=resources).success
+    (again,) = batches(conn, model_line=LINE, states=("reserved",))
+    assert (again.branch_of, again.forced_by, again.attempt) == (first, "the job retrain", 1)
+    assert get_batch(conn, first).state == "rejected"
+
+
 @pytest.mark.parametrize(
     ("job", "sentence"),
     [
-        (retrain_job, "has failed; to train on what waits, run force_training"),
+        (retrain_job, "has failed; name one that was promoted or rejected"),
         (force_training_job, "no fresh episode of babylon-agent step 0 waits"),
         (rollback_job, "there is nothing to go back to"),
     ],

@@ -56,6 +56,20 @@ class Ui:
         assert launched["__typename"] == "LaunchBackfillSuccess", launched
         return launched["backfillId"]
 
+    def start(self, job: str, config: dict) -> None:
+        """Start a job as the launchpad does."""
+        selector = {
+            "repositoryLocationName": "rl_assets",
+            "repositoryName": "__repository__",
+            "pipelineName": job,
+        }
+        launched = self.ask(
+            """mutation ($params: ExecutionParams!) { launchRun(executionParams: $params) {
+                 __typename ... on PythonError { message } } }""",
+            params={"selector": selector, "runConfigData": config, "mode": "default"},
+        )["launchRun"]
+        assert launched["__typename"] == "LaunchRunSuccess", launched
+
     def wait_for(self, *backfills: str) -> None:
         """Wait until backfills have succeeded. The daemon looks after them every 30 s, after all that there are."""
 
@@ -186,3 +200,20 @@ def test_a_late_row_of_an_old_hour_is_noticed_and_read(ui: Ui):
         dagster=True,
     )
     assert runs == [(1,)]
+
+
+def test_a_batch_is_trained_once_more_as_a_branch_that_the_gate_decides_upon(ui: Ui):
+    ((first, base),) = query(ui.data, "SELECT id, base_step FROM rl_assets.batches ORDER BY created_at LIMIT 1")
+    claims, models, *_ = learned(ui.data)
+    ui.start("retrain", {"ops": {"train_batch_again": {"config": {"batch": first}}}})
+    ended = f"""SELECT m.step, m.parent_step, b.state, m.state IN ('champion', 'rejected') FROM rl_assets.batches AS b
+                JOIN rl_assets.models AS m ON m.batch_id = b.id
+                WHERE b.branch_of = '{first}' AND b.state IN ('promoted', 'rejected')"""
+    until(lambda: bool(query(ui.data, ended)))
+    assert query(ui.data, ended) == [(len(models), base, query(ui.data, ended)[0][2], True)]
+    now_claims, now_models, *_ = learned(ui.data)
+    assert now_claims == claims
+    assert [row[:3] for row in now_models[: len(models)]] == [row[:3] for row in models]
+    decided = f"""SELECT count(*) FROM rl_assets.evaluations AS e JOIN rl_assets.batches AS b ON b.id = e.batch_id
+                  WHERE b.branch_of = '{first}'"""
+    assert query(ui.data, decided) == [(1,)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import pytest
 from rl_assets.errors import LedgerConflict
 from rl_assets.judging import JudgementSet, OutcomeJudge, unjudged
 from rl_assets.registry.models import promote
-from rl_assets.store.ledger import Batch, advance_batch, batches, claimed_ids, get_batch, record_judgements
+from rl_assets.store.ledger import Batch, advance_batch, batches, claimed_ids, get_batch, readiness, record_judgements
 from rl_assets.training import trigger
-from rl_assets.training.trigger import ATTEMPTS, Look, Runs, claim, look, record_failure
+from rl_assets.training.manifest import Manifest
+from rl_assets.training.trigger import ATTEMPTS, Look, Runs, branch, claim, look, record_failure
 from rl_assets_tests.registry.made import a_candidate, evaluated
 from rl_assets_tests.store.waiting import LINE, a_champion, judged, recorded, waiting
 
@@ -72,6 +74,48 @@ def test_after_a_training_only_new_episodes_are_claimed(line: psycopg.Connection
     second = looked(line).batch
     assert second is not None
     assert claimed_ids(line, second.id) == sorted(episode.trajectory_id for episode in new)
+
+
+def test_a_batch_is_trained_once_more_on_the_same_claim(line: psycopg.Connection):
+    first = claimed(line)
+    for state in ("training", "trained", "evaluated", "rejected"):
+        advance_batch(line, first, state)
+    marks = line.execute('SELECT "trajectoryId", "trainedInBatch" FROM trajectories ORDER BY 1').fetchall()
+    before = readiness(line, LINE, 0)
+    found = branch(line, first, model_line=LINE, forced_by="a test")
+    assert found.batch is not None
+    again = found.batch
+    assert (again.branch_of, again.state, again.forced_by, again.base_step) == (first, "reserved", "a test", 0)
+    assert found.run_key == f"{again.id}:1"
+    old, new = (Manifest.from_json(get_batch(line, one).manifest) for one in (first, again.id))
+    assert (new.groups, new.judgement_sets, new.windows) == (old.groups, old.judgement_sets, old.windows)
+    assert claimed_ids(line, again.id) == claimed_ids(line, first) == sorted(old.trajectory_ids)
+    assert replace(readiness(line, LINE, 0), in_flight_batch=None) == before
+
+    assert looked(line).batch == again
+    with pytest.raises(LedgerConflict, match=f"while {again.id} is reserved"):
+        branch(line, first, model_line=LINE, forced_by="a test")
+    for state in ("training", "trained", "evaluated", "rejected"):
+        advance_batch(line, again.id, state)
+    assert line.execute('SELECT "trajectoryId", "trainedInBatch" FROM trajectories ORDER BY 1').fetchall() == marks
+    assert line.execute('SELECT "batchId" FROM training_batches ORDER BY 1').fetchall() == sorted(
+        [(first,), (again.id,)]
+    )
+    third = branch(line, again.id, model_line=LINE, forced_by="a test").batch
+    assert third is not None
+    assert third.branch_of == first
+    for state in ("failed", "freed"):
+        advance_batch(line, third.id, state)
+    assert claimed_ids(line, first) == sorted(old.trajectory_ids)
+    assert readiness(line, LINE, 0) == before
+
+
+def test_only_what_was_decided_upon_is_trained_once_more(line: psycopg.Connection):
+    first = claimed(line)
+    with pytest.raises(LedgerConflict, match="is reserved; only what was promoted or rejected"):
+        branch(line, first, model_line=LINE, forced_by="a test")
+    with pytest.raises(LedgerConflict, match=f"is of {LINE} and this is another"):
+        branch(line, first, model_line="another", forced_by="a test")
 
 
 def test_the_reason_says_how_many_groups_wait_for_a_judge(line: psycopg.Connection):
