@@ -68,7 +68,8 @@ def trl_trainer(base: Path, policy: NeuralPolicy, groups: list[list[Episode]], s
     """TRL's trainer, handed the recorded episodes where it would generate. spent: seconds of each of its updates."""
     from datasets import Dataset  # pyright: ignore[reportMissingImports]
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
-    from trl import GRPOConfig, GRPOTrainer  # pyright: ignore[reportMissingImports]
+    from trl.trainer.grpo_config import GRPOConfig  # pyright: ignore[reportMissingImports]
+    from trl.trainer.grpo_trainer import GRPOTrainer  # pyright: ignore[reportMissingImports]
 
     recorded = [[conversation(policy, episode) for episode in group] for group in groups]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from rl_assets.turns import MARKET_URL
 from rl_assets.verify import Finding
 
 AREA = "operations"
+MARKET_SECONDS = 10.0
 MOST_NAMED = 3
 """Names in one finding; the UI has the rest."""
 
@@ -86,12 +88,32 @@ def _live(conn: psycopg.Connection) -> Finding:
     except ConfigurationError as error:
         return Finding(AREA, "live agents", "fail", str(error), "see the message")
     agents = live_agents(conn, active=True)
+    if agents and (trouble := _no_market(url)) is not None:
+        return Finding(
+            AREA, "live agents", "fail", trouble, f"start it with `rl-assets serve`, or correct {MARKET_URL}"
+        )
     if not agents:
         detail = f"{MARKET_URL} is set and no agent is active"
         return Finding(AREA, "live agents", "warn", detail, "rl-assets live register NAME")
     resting = [reason for agent in agents if (reason := agent.rests)]
     detail = f"{len(agents)} active, {len(resting)} without points"
     return Finding(AREA, "live agents", "warn" if resting else "pass", detail, resting[0] if resting else "")
+
+
+def _no_market(url: str) -> str | None:
+    """Why no live market answers at a URL, or None where one does."""
+    from rl_assets.a2a.client import RemoteError, connect
+
+    async def look() -> str | None:
+        async with asyncio.timeout(MARKET_SECONDS), connect(url) as remote:
+            return None if remote.is_market else f"what answers at {MARKET_URL} is no market with a clock"
+
+    try:
+        return asyncio.run(look())
+    except TimeoutError:
+        return f"nothing at {MARKET_URL} answers within {MARKET_SECONDS:.0f} s"
+    except RemoteError as error:
+        return str(error)
 
 
 def _instance() -> Iterator[Finding]:

@@ -6,7 +6,7 @@ import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
@@ -16,6 +16,9 @@ from rl_assets.settings import prepare_environment
 from rl_assets.store.database import connect, migrate
 from rl_assets.store.embedded import EmbeddedPostgres
 from rl_assets_tests.processes import SMALL, a_reachable_directory, run, settled
+
+if TYPE_CHECKING:
+    from rl_assets_tests.a2a.sdk import Servers
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores, and the models of tests are small
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -139,3 +142,13 @@ def _database(server: EmbeddedPostgres, template: str) -> Iterator[str]:
         conn.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY FILE_COPY")  # pyright: ignore
         yield server.url(name)
         conn.execute(f"DROP DATABASE {name} WITH (FORCE)")  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+
+@pytest.fixture
+def serve() -> Iterator[Servers]:
+    """Serves markets on loopback; each call gives a running one."""
+    from rl_assets_tests.a2a.sdk import Servers
+
+    servers = Servers()
+    yield servers
+    servers.stop()

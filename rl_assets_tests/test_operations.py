@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 from pathlib import Path
 
 import dagster as dg
@@ -15,6 +16,7 @@ from rl_assets.operations import newest_migration, operations
 from rl_assets.settings import REPOSITORY, Settings
 from rl_assets.store.live import give_points, register
 from rl_assets.verify import Finding
+from rl_assets_tests.a2a.sdk import Servers
 
 
 @pytest.fixture
@@ -47,7 +49,11 @@ def test_a_new_installation_is_in_order(conn: psycopg.Connection, instance: dg.D
 
 
 def test_live_agents_need_a_market_and_points(
-    conn: psycopg.Connection, instance: dg.DagsterInstance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    conn: psycopg.Connection,
+    instance: dg.DagsterInstance,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    serve: Servers,
 ):
     def live() -> tuple[str, str, str]:
         one = found(conn, Settings(tmp_path))["live agents"]
@@ -59,6 +65,11 @@ def test_live_agents_need_a_market_and_points(
     monkeypatch.setenv("LIVE_MARKET_URL", "http://127.0.0.1:3100/")
     assert live() == ("warn", "LIVE_MARKET_URL is set and no agent is active", "rl-assets live register NAME")
     register(conn, "steady", "reference", {"name": "hold"}, scenario="s", cost=5, seconds=60, memory_mb=512)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        monkeypatch.setenv("LIVE_MARKET_URL", f"http://127.0.0.1:{taken.getsockname()[1]}/")
+    assert live()[0] == "fail"
+    assert "cannot be played" in live()[1]
+    monkeypatch.setenv("LIVE_MARKET_URL", serve().url)
     assert live()[:2] == ("warn", "1 active, 1 without points")
     assert "rl-assets live points steady 100" in live()[2]
     give_points(conn, "steady", 100, "a test")

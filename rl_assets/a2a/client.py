@@ -60,12 +60,13 @@ class RemoteRefusal(RlAssetsError):
 
 
 class Remote:
-    """A server to call. card: what it says it is. is_market: whether it has sessions and a clock, as ours do."""
+    """A server to call. card: what it says it is. client, http: what it is called through. is_market: whether it has
+    sessions and a clock, as ours do."""
 
     def __init__(self, card: AgentCard, client: Client, http: httpx.AsyncClient) -> None:
         self.card = card
-        self._client = client
-        self._http = http
+        self.client = client
+        self.http = http
 
     @property
     def is_market(self) -> bool:
@@ -75,7 +76,7 @@ class Remote:
         """Send a header with every call from now on. Raises RemoteError if HTTP has no room for the value."""
         if not (value.isascii() and value.isprintable()):
             raise RemoteError(f"what the header {name} is to carry has other characters than printable ASCII")
-        self._http.headers[name] = value
+        self.http.headers[name] = value
 
     async def call(self, operation: str, params: dict[str, Any] | None = None) -> Any:
         """The result of an operation. Raises RemoteRefusal or RemoteError."""
@@ -109,11 +110,11 @@ class Remote:
 
     async def _send(self, message: Message) -> Task | Message:
         answer: Task | Message | None = None
-        async for event in self._client.send_message(message):
+        async for event in self.client.send_message(message):
             answer = event if isinstance(event, Message) else event[0]
         while isinstance(answer, Task) and answer.status.state not in ENDED:
             await asyncio.sleep(0.2)
-            answer = await self._client.get_task(TaskQueryParams(id=answer.id))
+            answer = await self.client.get_task(TaskQueryParams(id=answer.id))
         if answer is None:
             raise ValueError("it gave no answer")
         return answer

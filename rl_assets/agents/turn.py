@@ -68,7 +68,7 @@ class Witness(Remote):
     """A server of which each call and its answer are told, without tokens and keys."""
 
     def __init__(self, remote: Remote, tell: Tell) -> None:
-        super().__init__(remote.card, remote._client, remote._http)
+        super().__init__(remote.card, remote.client, remote.http)
         self._tell = tell
         self.purpose = "look at the market before deciding"
 

@@ -50,13 +50,20 @@ def deletable(instance: dg.DagsterInstance, now: datetime, days: int) -> Iterato
 
 @dg.op(description="Delete runs that ended long ago, but none that holds an asset partition's newest materialization.")
 def delete_old_runs(context: dg.OpExecutionContext, config: Keeping) -> None:
-    instance = context.instance
+    instance, kept = context.instance, list[str]()
     with plainly():
-        gone = list(islice(deletable(instance, datetime.now(UTC), config.days), MOST_RUNS))
-        for run_id in gone:
-            instance.delete_run(run_id)
-    context.log.info("%d runs that ended more than %d days ago are deleted", len(gone), config.days)
-    context.add_output_metadata({"runs_deleted": len(gone)})
+        old = list(islice(deletable(instance, datetime.now(UTC), config.days), MOST_RUNS))
+    for run_id in old:
+        try:
+            with plainly():
+                instance.delete_run(run_id)
+        except Exception:  # one that cannot be deleted must not keep the others
+            context.log.warning("run %s cannot be deleted", run_id, exc_info=True)
+            kept.append(run_id)
+    context.log.info("%d runs that ended more than %d days ago are deleted", len(old) - len(kept), config.days)
+    context.add_output_metadata({"runs_deleted": len(old) - len(kept), "runs_not_deleted": kept})
+    if kept:
+        raise dg.Failure(f"{len(kept)} of {len(old)} old runs cannot be deleted, such as {kept[0]}; see the log")
 
 
 @dg.job(

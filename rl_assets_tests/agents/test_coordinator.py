@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -34,13 +33,6 @@ from rl_assets.windows import hold_back, settles_at
 from rl_assets_tests.a2a.sdk import WORLD, Servers
 from rl_assets_tests.agents.endpoint_server import HOLD, LoopbackModel, status
 from rl_assets_tests.agents.live import LINE, WINDOW, enrol, tick
-
-
-@pytest.fixture
-def serve() -> Iterator[Servers]:
-    servers = Servers()
-    yield servers
-    servers.stop()
 
 
 def rows(conn: psycopg.Connection, query: str, *values: Any) -> list[tuple]:

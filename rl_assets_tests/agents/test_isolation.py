@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler
@@ -17,7 +17,6 @@ from typing import Any
 
 import psutil
 import psycopg
-import pytest
 
 from rl_assets.agents.isolation import isolated
 from rl_assets.settings import REPOSITORY
@@ -26,13 +25,6 @@ from rl_assets_tests.a2a.sdk import Servers
 from rl_assets_tests.agents.endpoint_server import LoopbackModel, Reply, good
 from rl_assets_tests.agents.live import enrol, tick
 from rl_assets_tests.loopback import serving
-
-
-@pytest.fixture
-def serve() -> Iterator[Servers]:
-    servers = Servers()
-    yield servers
-    servers.stop()
 
 
 def caller(handler: BaseHTTPRequestHandler) -> int:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,6 @@ from rl_assets_tests.a2a.sdk import Servers
 from rl_assets_tests.agents.live import enrol
 
 AT = datetime(2026, 11, 25, 10, 5, tzinfo=UTC)
-
-
-@pytest.fixture
-def serve() -> Iterator[Servers]:
-    servers = Servers()
-    yield servers
-    servers.stop()
 
 
 def looked(url: str) -> dg.RunRequest | dg.SkipReason:

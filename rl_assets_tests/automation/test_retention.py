@@ -63,3 +63,22 @@ def test_the_job_leaves_every_partition_materialized(instance: dg.DagsterInstanc
     assert run_retention_job.execute_in_process(instance=instance).success
     assert instance.get_run_by_id(old) is None
     assert instance.get_materialized_partitions(hourly.key) == set(HOURS)
+
+
+def test_a_run_that_cannot_be_deleted_keeps_no_other_and_is_told(
+    instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+):
+    stuck, other = (an_operation.execute_in_process(instance=instance).run_id for _ in range(2))
+    delete = dg.DagsterInstance.delete_run
+
+    def refuse(self: dg.DagsterInstance, run_id: str) -> None:
+        if run_id == stuck:
+            raise OSError("the log directory is gone")
+        delete(self, run_id)
+
+    monkeypatch.setattr(dg.DagsterInstance, "delete_run", refuse)
+    monkeypatch.setattr("rl_assets.automation.retention.timedelta", lambda days: timedelta(days=-1))
+    with pytest.raises(dg.Failure, match=f"1 of 2 old runs cannot be deleted, such as {stuck}"):
+        run_retention_job.execute_in_process(instance=instance)
+    assert instance.get_run_by_id(other) is None
+    assert instance.get_run_by_id(stuck) is not None

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
@@ -19,13 +18,6 @@ def environment(postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("COLUMNS", "200")
     for name in ("LIVE_MARKET_URL", "WANDB_API_KEY", "OPENAI_API_KEY"):
         monkeypatch.delenv(name, raising=False)
-
-
-@pytest.fixture
-def serve() -> Iterator[Servers]:
-    servers = Servers()
-    yield servers
-    servers.stop()
 
 
 def test_an_agent_is_registered_ticks_rests_gets_points_and_is_stopped(
