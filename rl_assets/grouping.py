@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from json.encoder import encode_basestring_ascii as _quoted
 from typing import NamedTuple
 
-from rl_assets.episodes import NO_LOGPROBS, Episode, Policy, digest
+import orjson
+
+from rl_assets.collector import paused_collector
+from rl_assets.episodes import NO_LOGPROBS, Episode, Policy
 from rl_assets.errors import ConfigurationError
 
 
@@ -53,6 +57,7 @@ def build_groups(
     return deal(alike, window_id=window_id, group_size=group_size, recompute=recompute)
 
 
+@paused_collector()
 def deal(episodes: Iterable[Alike], *, window_id: str, group_size: int, recompute: bool = False) -> list[Group]:
     """Every episode in exactly one group of at most `group_size`; the same groups whatever the order of the episodes.
 
@@ -72,7 +77,8 @@ def deal(episodes: Iterable[Alike], *, window_id: str, group_size: int, recomput
         comparable.setdefault((kind, key, trouble), (some.policy, []))[1].extend(some.trajectory_ids)
     groups = []
     for (kind, key, trouble), (policy, ids) in sorted(comparable.items(), key=lambda item: item[0]):
-        for members in _deal(sorted(ids, key=_age), group_size):
+        # Ids are decimal and in order of time, so that the shorter of two is the older.
+        for members in _deal(sorted(sorted(ids), key=len), group_size):
             reason = trouble or ("group_of_one" if len(members) == 1 else None)
             groups.append(
                 Group(
@@ -92,20 +98,24 @@ def deal(episodes: Iterable[Alike], *, window_id: str, group_size: int, recomput
 
 def group_id(kind: str, key: str, trajectory_ids: Iterable[str]) -> str:
     """The name of a group: a hash of its kind, its key and its members in whatever order."""
-    return f"group-{digest([kind, key, sorted(trajectory_ids)])[:24]}"
+    # Of strings alone orjson writes what `digest` hashes, in a tenth of the time.
+    content = orjson.dumps([kind, key, sorted(trajectory_ids)])
+    return f"group-{hashlib.sha256(content).hexdigest()[:24]}"
 
 
 def _common(some: Alike, window_id: str) -> tuple[str, str]:
-    policy = {"policy": some.policy.name, "step": some.policy.step}
-    if some.snapshot_id is not None:
-        common = policy | {"snapshot": some.snapshot_id, "prompt_version": some.prompt_version}
-        return "benchmark", json.dumps(common, sort_keys=True)
-    return "live", json.dumps(policy | {"window": window_id, "scenario": some.scenario_id}, sort_keys=True)
+    """The kind, and as JSON with sorted keys what is in common: one line of text per snapshot, of which a window of a
+    million episodes has a hundred thousand."""
+    name, step = _json(some.policy.name), "null" if some.policy.step is None else some.policy.step
+    if some.snapshot_id is None:
+        live = f'"scenario": {_json(some.scenario_id)}, "step": {step}, "window": {_json(window_id)}'
+        return "live", f'{{"policy": {name}, {live}}}'
+    benchmark = f'"prompt_version": {_json(some.prompt_version)}, "snapshot": {_json(some.snapshot_id)}, "step": {step}'
+    return "benchmark", f'{{"policy": {name}, {benchmark}}}'
 
 
-def _age(trajectory_id: str) -> tuple[int, str]:
-    """Ids are decimal and in order of time, so that the shorter of two is the older."""
-    return len(trajectory_id), trajectory_id
+def _json(text: str | None) -> str:
+    return "null" if text is None else _quoted(text)
 
 
 def _deal(ids: Sequence[str], size: int) -> Iterator[tuple[str, ...]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections import Counter
 from dataclasses import replace
@@ -10,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rl_assets.episodes import Episode, Policy
+from rl_assets.episodes import Episode, Policy, digest
 from rl_assets.errors import ConfigurationError
-from rl_assets.grouping import Group, build_groups, group_id
+from rl_assets.grouping import Alike, Group, build_groups, deal, group_id
 from rl_assets_tests.store.made import SAMPLE, WINDOW
 
 LIVE = replace(SAMPLE, snapshot_id=None, scenario_id="lobby", expected_pnl=None)
@@ -68,6 +69,22 @@ def test_each_episode_is_in_one_group_of_its_like_and_alone_only_if_it_must(epis
         if group.reason == "group_of_one" and group_size > 2:
             assert alike[group.key, ""] == 0
     assert len({group.group_id for group in groups}) == len(groups)
+
+
+@given(st.text(), st.none() | st.text(), st.none() | st.text(), st.none() | st.integers(0), st.lists(st.text()))
+def test_a_key_is_json_and_a_name_its_hash_whatever_agents_call_themselves(
+    name: str, snapshot: str | None, other: str | None, step: int | None, ids: list[str]
+):
+    policy = Policy(name, step)
+    (group,) = deal([Alike(policy, snapshot, other, other, None, ("1",))], window_id=WINDOW, group_size=2)
+    common: dict[str, object] = {"policy": name, "step": step}
+    common |= (
+        {"snapshot": snapshot, "prompt_version": other}
+        if snapshot is not None
+        else {"window": WINDOW, "scenario": other}
+    )
+    assert group.key == json.dumps(common, sort_keys=True)
+    assert group_id(name, group.key, ids) == f"group-{digest([name, group.key, sorted(ids)])[:24]}"
 
 
 @given(st.integers(0, 60), st.integers(0, 60), st.integers(2, 9))

@@ -17,6 +17,7 @@ from itertools import accumulate
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rl_assets.collector import paused_collector
 from rl_assets.episodes import Episode, Policy
 from rl_assets.grouping import Alike, Group
 from rl_assets.judging import JudgementSet
@@ -80,6 +81,7 @@ def written_window(directory: Place) -> Iterator[Callable[[WindowPart], None]]:
         yield add
 
 
+@paused_collector()
 def read_alike(path: Place) -> tuple[list[Alike], pa.Table]:
     """Which episodes of a window have all in common that grouping asks for, and the expected PnL by trajectory id.
 
