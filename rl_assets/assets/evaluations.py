@@ -158,7 +158,10 @@ def _conditions(d: "Decision") -> list[dict[str, Any]]:
         ("breaches", d.candidate.breaches, f"at most {d.most_breaches:.2f}", d.breaches_are_kept),
         ("trades", d.candidate.trades, f"at least {d.least_trades:.2f}", d.still_trades),
     ]
-    return [{"per_episode": what, "candidate": value, "must_be": limit, "holds": ok} for what, value, limit, ok in rows]
+    return [
+        {"per_episode": what, "candidate": None if value is None else round(value, 2), "must_be": limit, "holds": ok}
+        for what, value, limit, ok in rows
+    ]
 
 
 def _policies(episodes: list["Episode"]) -> dict[str, Any]:
@@ -171,16 +174,16 @@ def _policies(episodes: list["Episode"]) -> dict[str, Any]:
     rows = [
         {
             "policy": row.policy,
-            **dict(zip(("expected_pnl_dollars", "low", "high"), map(_finite, shown[row.policy]), strict=True)),
-            "skill": row.skill,
-            "max_drawdown_dollars": row.max_drawdown,
-            "breaches_per_episode": row.breaches,
-            "trades_per_episode": row.trades,
+            **dict(zip(("expected_pnl_dollars", "low", "high"), map(_cents, shown[row.policy]), strict=True)),
+            "skill": None if row.skill is None else round(row.skill, 3),
+            "max_drawdown_dollars": round(row.max_drawdown, 2),
+            "breaches_per_episode": round(row.breaches, 3),
+            "trades_per_episode": round(row.trades, 1),
         }
         for row in summary
     ]
     return {"policies": table(rows), "pnl_by_policy": picture(pnl_by_policy(shown))}
 
 
-def _finite(value: float) -> float | None:
-    return None if math.isnan(value) else value
+def _cents(value: float) -> float | None:
+    return None if math.isnan(value) else round(value, 2)

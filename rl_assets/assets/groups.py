@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from rl_assets.assets.shown import OWNERS, columns, picture, plainly, required, table
+from rl_assets.assets.shown import OWNERS, columns, counts, picture, plainly, required, table
 from rl_assets.automation.partitions import HOURS
 from rl_assets.resources import Judge, Lake, Trainer
 
@@ -85,8 +85,10 @@ def grpo_groups(
                 {
                     "dagster/row_count": len(groups),
                     "trainable": sum(group.trainable for group in groups),
-                    "not_trainable_by_reason": dict(Counter(g.reason for g in groups if not g.trainable)),
-                    "members": dict(Counter(str(len(group.trajectory_ids)) for group in groups)),
+                    "not_trainable_by_reason": counts(
+                        "reason", Counter(str(g.reason) for g in groups if not g.trainable)
+                    ),
+                    "groups_by_members": counts("members", Counter(str(len(g.trajectory_ids)) for g in groups)),
                     "file": dg.MetadataValue.path(str(directory / "groups.parquet")),
                 },
                 partition_key=window,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from rl_assets.assets.shown import OWNERS, columns, picture, plainly, required, table
+from rl_assets.assets.shown import OWNERS, columns, counts, picture, plainly, required, table
 from rl_assets.automation.partitions import HOURS
 from rl_assets.automation.policies import JUDGE, JUDGED
 from rl_assets.resources import Database, Judge, Lake
@@ -137,7 +137,9 @@ def judged_rankings(
                     "judge": f"{judgement.judge} {judgement.judge_version}",
                     "groups": len(rankings),
                     "groups_trainable": sum(ranking.trainable for ranking in rankings),
-                    "not_trainable_by_reason": dict(Counter(r.reason for r in rankings if not r.trainable)),
+                    "not_trainable_by_reason": counts(
+                        "reason", Counter(str(r.reason) for r in rankings if not r.trainable)
+                    ),
                     "episodes_newly_offered": offered,
                     "agreement_with_earlier_sets": table(earlier),
                     **({"agreement_between_sets": picture(sets_plot(earlier))} if earlier else {}),
@@ -200,6 +202,7 @@ def _earlier(conn: "psycopg.Connection", judgement: "JudgementSet") -> list[dict
                     "groups": agreed.groups,
                     "tau": agreed.tau,
                     "pairs_flipped": agreed.flipped,
+                    "note": "" if agreed.groups else "no group in common: other members, or another group size",
                 }
             )
     return rows

@@ -21,6 +21,12 @@ def table(rows: Sequence[Mapping[str, Any]]) -> dg.TableMetadataValue:
     )
 
 
+def counts(of: str, found: Mapping[str, int]) -> dg.TableMetadataValue:
+    """How often each was found, most often first. of: what is counted, as the heading of its column."""
+    ordered = sorted(found.items(), key=lambda item: (-item[1], item[0]))
+    return table([{of: name, "count": count} for name, count in ordered])
+
+
 def columns(**described: str) -> dg.TableSchema:
     """The schema of what an asset writes; each value is `type: what it means, in which unit`."""
     parts = {name: text.split(": ", 1) for name, text in described.items()}

@@ -101,7 +101,13 @@ def benchmark_snapshots(
             path = save_snapshot(lake.snapshots, *worlds[key])
             row = registered[key]
             context.add_asset_metadata(
-                {"split": row.split, "seed": row.seed, "day": row.day, "content_hash": row.content_hash, "file": path},
+                {
+                    "split": row.split,
+                    "seed": row.seed,
+                    "market_day": row.day,
+                    "content_hash": row.content_hash,
+                    "file": path,
+                },
                 partition_key=key,
             )
         mark_materialized(conn, keys)
@@ -118,4 +124,4 @@ def benchmark_snapshots(
             "on_these_snapshots": audit_skill(list(worlds.values())).detail,
         },
     )
-    yield dg.MaterializeResult(metadata={"snapshots_in_run": len(keys), "ticks": first.n_ticks})
+    yield dg.MaterializeResult(metadata={"snapshots_in_run": len(keys), "ticks_per_episode": first.n_ticks})

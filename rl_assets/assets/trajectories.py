@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from rl_assets.assets.shown import OWNERS, columns, picture, plainly, table
+from rl_assets.assets.shown import OWNERS, columns, counts, picture, plainly, table
 from rl_assets.automation.partitions import EVERYTHING, HOURS
 from rl_assets.automation.policies import DATABASE, HOURLY
 from rl_assets.places import Place
@@ -158,10 +158,10 @@ class _Found:
     def described(self, directory: Place) -> dict:
         return {
             "dagster/row_count": self._episodes,
-            "episodes_by_policy": dict(self._by_policy),
-            "not_trainable_by_reason": dict(self._untrainable),
-            "quarantined_by_reason": dict(self.rejected),
-            "ticks": self._ticks,
+            "episodes_by_policy": counts("policy", self._by_policy),
+            "not_trainable_by_reason": counts("reason", self._untrainable),
+            "quarantined_by_reason": counts("reason", self.rejected),
+            "agent_ticks": self._ticks,
             "play_seconds": round(self._seconds, 1),
             "file": dg.MetadataValue.path(str(directory / "trajectories.parquet")),
         }

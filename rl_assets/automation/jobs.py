@@ -172,7 +172,9 @@ def roll_back_champion(
     with plainly(), database.connect() as conn:
         change = rollback(conn, trainer.line, config.reason)
     context.log.info(f"the champion is {change}: {change.reason}")
-    context.add_output_metadata({"champion": change.model.step, "before": change.before.step, "because": change.reason})
+    context.add_output_metadata(
+        {"champion_step": change.model.step, "step_taken_back": change.before.step, "because": change.reason}
+    )
 
 
 @dg.job(

@@ -59,7 +59,7 @@ def test_a_window_is_judged_once_and_its_judging_is_told(
     told = metadata(first)
     assert told["judge"].startswith("ruler:openai/judge ruler-1-k3-")
     assert told["groups_trainable"] == 2
-    assert told["not_trainable_by_reason"] == {"judge_parse": 1}
+    assert [row.data for row in told["not_trainable_by_reason"].records] == [{"reason": "judge_parse", "count": 1}]
     assert told["judge_requests"] == len(server.calls) == 12
     assert told["quarantined_by_class"] == {"parse": 1}
     assert (told["canaries"], told["canaries_that_won"]) == (1, 0)
@@ -89,7 +89,8 @@ def test_a_judge_that_praise_sways_is_an_alarm(
     server.mode = lambda asked: modes.Reply(modes.answer({n: 1.0 - s for n, s in asked.scores.items()}))
     result = judged(postgres_url, lake, Judge(model="openai/judge", base_url=server.url))
     assert checks(result)["praise_does_not_pay"] is False
-    assert metadata(result)["not_trainable_by_reason"] == {"judge_canary": 1}
+    (why,) = metadata(result)["not_trainable_by_reason"].records
+    assert why.data == {"reason": "judge_canary", "count": 1}
 
 
 def test_the_environment_chooses_the_judge_and_a_field_overrides_it(
