@@ -159,7 +159,7 @@ def _conditions(d: "Decision") -> list[dict[str, Any]]:
         ("trades", d.candidate.trades, f"at least {d.least_trades:.2f}", d.still_trades),
     ]
     return [
-        {"per_episode": what, "candidate": None if value is None else round(value, 2), "must_be": limit, "holds": ok}
+        {"per_episode": what, "candidate": _rounded(value), "must_be": limit, "holds": ok}
         for what, value, limit, ok in rows
     ]
 
@@ -174,9 +174,9 @@ def _policies(episodes: list["Episode"]) -> dict[str, Any]:
     rows = [
         {
             "policy": row.policy,
-            **dict(zip(("expected_pnl_dollars", "low", "high"), map(_cents, shown[row.policy]), strict=True)),
-            "skill": None if row.skill is None else round(row.skill, 3),
-            "max_drawdown_dollars": round(row.max_drawdown, 2),
+            **dict(zip(("expected_pnl_dollars", "low", "high"), map(_rounded, shown[row.policy]), strict=True)),
+            "skill": _rounded(row.skill, 3),
+            "max_drawdown_dollars": _rounded(row.max_drawdown),
             "breaches_per_episode": round(row.breaches, 3),
             "trades_per_episode": round(row.trades, 1),
         }
@@ -185,5 +185,5 @@ def _policies(episodes: list["Episode"]) -> dict[str, Any]:
     return {"policies": table(rows), "pnl_by_policy": picture(pnl_by_policy(shown))}
 
 
-def _cents(value: float) -> float | None:
-    return None if math.isnan(value) else round(value, 2)
+def _rounded(value: float | None, digits: int = 2) -> float | None:
+    return None if value is None or math.isnan(value) else round(value, digits)
