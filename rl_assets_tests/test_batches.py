@@ -49,7 +49,12 @@ def test_a_batch_is_branched_from_once_it_is_decided_upon(
     for state in ("reserved", "training", "trained", "evaluated", "rejected"):
         advance_batch(conn, failed, state)
     assert cli.run(["batches", "branch", failed]) == 0
-    assert f"{failed} is trained once more as batch-" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"{failed} is trained once more as batch-" in said
+    branch = said.split(" as ")[1].split(",")[0]
+    assert cli.run(["batches", "free", branch]) == 0
+    assert f"{branch} is freed; its episodes stay with {failed}" in capsys.readouterr().out
+    assert readiness(conn, LINE, 0).fresh == 0
 
 
 @pytest.mark.parametrize("verb", ["retry", "branch", "free"])

@@ -200,7 +200,9 @@ def trained_models(
         )
         episodes = {episode.trajectory_id: episode for episode in read_episodes_parquet(path)}
         if batch.state == "freed":
-            raise LedgerConflict(f"{batch_id} is freed and its episodes wait for another batch; claim that one instead")
+            raise LedgerConflict(
+                f"{batch_id} is freed and is not trained any more; claim its episodes anew, or make another branch"
+            )
         if batch.state == "failed":  # whoever runs it again by hand begins its next attempt
             batch = advance_batch(conn, batch_id, "reserved")
         if batch.state == "reserved":

@@ -38,7 +38,11 @@ def list_(limit: int) -> None:
 @click.argument("batch_id")
 def retry(batch_id: str) -> None:
     """Train a failed batch once more; the training sensor requests the run at its next tick."""
-    _move(batch_id, "reserved", "is tried again")
+    from rl_assets.store.ledger import advance_batch
+
+    with opened() as (conn, _):
+        batch = advance_batch(conn, batch_id, "reserved")
+    click.echo(f"{batch.id} is tried again, attempt {batch.attempt}")
 
 
 @batches.command()
@@ -55,8 +59,13 @@ def branch(batch_id: str) -> None:
 @batches.command()
 @click.argument("batch_id")
 def free(batch_id: str) -> None:
-    """Give the episodes of a failed or reserved batch back, for the next claim."""
-    _move(batch_id, "freed", "is freed; its episodes wait again")
+    """Give the episodes of a failed or reserved batch back, for the next claim; a branch has none to give."""
+    from rl_assets.store.ledger import advance_batch
+
+    with opened() as (conn, _):
+        batch = advance_batch(conn, batch_id, "freed")
+    kept = f"its episodes stay with {batch.branch_of}" if batch.branch_of else "its episodes wait again"
+    click.echo(f"{batch.id} is freed; {kept}")
 
 
 @batches.command()
@@ -72,11 +81,3 @@ def settle(batch_id: str, step: int | None, not_trained: bool) -> None:
         raise click.UsageError("give either --trained STEP or --not-trained")
     with opened() as (conn, _):
         click.echo(enter(conn, get_batch(conn, batch_id), step))
-
-
-def _move(batch_id: str, state: str, what: str) -> None:
-    from rl_assets.store.ledger import advance_batch
-
-    with opened() as (conn, _):
-        batch = advance_batch(conn, batch_id, state)
-    click.echo(f"{batch.id} {what}, attempt {batch.attempt}")
