@@ -124,8 +124,11 @@ def _deal(ids: Sequence[str], size: int) -> Iterator[tuple[str, ...]]:
     Only where one would be left alone do it and the last full group share their members out evenly. Evening out all
     sizes would gain nothing: n members in g groups make n - g comparisons, however they are dealt.
     """
+    if len(ids) <= size:
+        yield tuple(ids)
+        return
     cuts = list(range(0, len(ids), size))
-    if size > 2 and len(cuts) > 1 and len(ids) - cuts[-1] == 1:
+    if size > 2 and len(ids) - cuts[-1] == 1:
         cuts[-1] = cuts[-2] + (size + 2) // 2
     for start, end in zip(cuts, [*cuts[1:], len(ids)], strict=True):
         yield tuple(ids[start:end])

@@ -90,14 +90,9 @@ def read_alike(path: Place) -> tuple[list[Alike], pa.Table]:
     with parquet_file(path, TRAJECTORIES) as file, readable(path):
         table = file.read(["trajectory_id", "policy", *_COMMON, "expected_pnl"]).flatten()
     keys = ["policy.name", "policy.step", *_COMMON]
-    alike = [
-        Alike(
-            Policy(row["policy.name"], row["policy.step"]),
-            *(row[name] for name in _COMMON),
-            trajectory_ids=row["trajectory_id_list"],
-        )
-        for row in table.group_by(keys).aggregate([("trajectory_id", "list")]).to_pylist()
-    ]
+    found = table.group_by(keys).aggregate([("trajectory_id", "list")])
+    columns = (found[name].to_pylist() for name in [*keys, "trajectory_id_list"])
+    alike = [Alike(Policy(name, step), *common) for name, step, *common in zip(*columns, strict=True)]
     return alike, table.select(["trajectory_id", "expected_pnl"])
 
 
