@@ -257,7 +257,7 @@ def test_ticks_that_failed_count_against_the_model_of_their_agent(conn: psycopg.
     terms = {"scenario": "crash", "cost": 1, "seconds": 60, "memory_mb": 2048}
     ids = {name: register(conn, name, "model", {}, **terms) for name in AGENTS[:60]}
     reference = register(conn, "steady", "reference", {"name": "hold"}, **terms)
-    tick = datetime.now(UTC) + timedelta(minutes=5)
+    tick = datetime.now(UTC).replace(second=0, microsecond=0) + timedelta(minutes=5)
     for agent in (*ids.values(), reference):
         conn.execute(
             """INSERT INTO rl_assets.live_ticks (agent_id, tick, window_id, state, reason, ended_at)
