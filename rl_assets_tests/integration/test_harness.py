@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from rl_assets import harness
+from rl_assets.episodes import Episode
 from rl_assets.harness import Plan
 from rl_assets.services import databases
 from rl_assets.settings import Settings
 from rl_assets.store.database import connect
+from rl_assets.store.episodes import read_episodes
 from rl_assets.store.snapshots import list_snapshots
 from rl_assets_tests.processes import SMALL, left_running, query, run, settled, start
 
@@ -55,5 +58,13 @@ def test_a_seed_is_played_alike_by_any_process(data: Path):
     with databases(settings) as urls, connect(urls.babylon) as conn:
         model = harness.live_model(conn, settings, lambda *_: None)
         here = harness.run(conn, settings, plan, model, lambda *_: None)
+        ids = [identity for (identity,) in conn.execute('SELECT "trajectoryId" FROM trajectories')]
+        by_play: dict[tuple, dict[bool, Episode]] = {}
+        for episode in read_episodes(conn, ids).values():
+            play = str(episode.policy), str(episode.snapshot_id), episode.sibling
+            by_play.setdefault(play, {})[episode.trajectory_id in here.trajectory_ids] = episode
+        for play, both in sorted(by_play.items()):
+            for there, mine in zip(both[False].steps, both[True].steps, strict=True):
+                assert replace(mine, latency_ms=there.latency_ms) == there, play
         assert f"digest of what was played: {here.digest}" in said
         assert [row.split for row in list_snapshots(conn, split="train")] == ["train"] * 4
