@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -82,13 +83,22 @@ def test_what_was_committed_survives_a_killed_server(server: EmbeddedPostgres):
     assert one_value(server.url(), "SELECT value FROM kept") == 7
 
 
+def ends(pid: int) -> None:
+    """Wait for the end of a server that is down: it takes its pid file away a moment before."""
+    deadline = time.monotonic() + 30
+    with suppress(psutil.NoSuchProcess):
+        while psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
 def test_down_stops_it_and_up_brings_it_back_where_it_was(server: EmbeddedPostgres):
     server.up()
     before = server.status()
     server.down()
     assert not server.status().running
     assert before.pid is not None
-    assert not psutil.pid_exists(before.pid) or psutil.Process(before.pid).status() == psutil.STATUS_ZOMBIE
+    ends(before.pid)
     server.down()
     server.up()
     assert server.status().port == before.port
