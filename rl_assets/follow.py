@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from rl_assets.errors import RlAssetsError
 from rl_assets.registry.models import champion_step
-from rl_assets.store.ledger import Batch, Readiness, batches, readiness
+from rl_assets.store.ledger import DECIDED, Batch, Readiness, batches, readiness
 from rl_assets.training.submission import open_submission
 from rl_assets.training.trigger import ATTEMPTS
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from rl_assets.settings import Settings
 
 LOOK_SECONDS = 1.0
-ENDS = ("promoted", "rejected")
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,9 @@ class Watch:
         self._conn, self._settings, self._failures = conn, settings, failures
         self._line = settings.model_line
         self._ids: list[str] = []
-        self._known = {batch.id for batch in batches(conn, model_line=self._line, states=(*ENDS, "freed"), limit=1000)}
+        self._known = {
+            batch.id for batch in batches(conn, model_line=self._line, states=(*DECIDED, "freed"), limit=1000)
+        }
 
     def watch(self, trajectory_ids: Sequence[str]) -> None:
         """Watch these episodes until they are judged."""
@@ -99,7 +100,7 @@ def ended(sight: Sight) -> bool:
             f"{batch.id} is {batch.state} after {batch.attempt} attempts: {batch.error or 'no error was recorded'}; "
             "read its run with `make ui`"
         )
-    return batch.state in ENDS
+    return batch.state in DECIDED
 
 
 def until(

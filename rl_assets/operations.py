@@ -10,7 +10,7 @@ from pathlib import Path
 import psycopg
 
 from rl_assets import alerts, logs, outbound
-from rl_assets.errors import ConfigurationError
+from rl_assets.errors import ConfigurationError, RlAssetsError
 from rl_assets.settings import Settings
 from rl_assets.store.database import MIGRATIONS
 from rl_assets.store.live import live_agents
@@ -88,13 +88,13 @@ def _live(conn: psycopg.Connection) -> Finding:
     except ConfigurationError as error:
         return Finding(AREA, "live agents", "fail", str(error), "see the message")
     agents = live_agents(conn, active=True)
-    if agents and (trouble := _no_market(url)) is not None:
-        return Finding(
-            AREA, "live agents", "fail", trouble, f"start it with `rl-assets serve`, or correct {MARKET_URL}"
-        )
     if not agents:
         detail = f"{MARKET_URL} is set and no agent is active"
         return Finding(AREA, "live agents", "warn", detail, "rl-assets live register NAME")
+    if (trouble := _no_market(url)) is not None:
+        return Finding(
+            AREA, "live agents", "fail", trouble, f"start it with `rl-assets serve`, or correct {MARKET_URL}"
+        )
     resting = [reason for agent in agents if (reason := agent.rests)]
     detail = f"{len(agents)} active, {len(resting)} without points"
     return Finding(AREA, "live agents", "warn" if resting else "pass", detail, resting[0] if resting else "")
@@ -102,18 +102,15 @@ def _live(conn: psycopg.Connection) -> Finding:
 
 def _no_market(url: str) -> str | None:
     """Why no live market answers at a URL, or None where one does."""
-    from rl_assets.a2a.client import RemoteError, connect
-
-    async def look() -> str | None:
-        async with asyncio.timeout(MARKET_SECONDS), connect(url) as remote:
-            return None if remote.is_market else f"what answers at {MARKET_URL} is no market with a clock"
+    from rl_assets.agents.coordinator import check_market
 
     try:
-        return asyncio.run(look())
+        asyncio.run(asyncio.wait_for(check_market(url), MARKET_SECONDS))
     except TimeoutError:
         return f"nothing at {MARKET_URL} answers within {MARKET_SECONDS:.0f} s"
-    except RemoteError as error:
+    except RlAssetsError as error:
         return str(error)
+    return None
 
 
 def _instance() -> Iterator[Finding]:

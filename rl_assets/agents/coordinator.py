@@ -115,7 +115,7 @@ def run_tick(
     agents = live_agents(conn, active=True)
     if not agents:
         return []
-    asyncio.run(_check_market(market_url))
+    asyncio.run(check_market(market_url))
     coordinator = _Coordinator(conn, tick, market_url, data_dir / "live", model_line, play, now)
     try:
         return asyncio.run(coordinator.all(agents, at_once))
@@ -123,7 +123,7 @@ def run_tick(
         raise DatabaseError(f"the database ended the tick ({error}); see whether it runs, then run it again") from error
 
 
-async def _check_market(url: str) -> None:
+async def check_market(url: str) -> None:
     """Raises RemoteError where nothing can be played; asked before anybody pays."""
     from rl_assets.a2a.client import RemoteError, connect
 

@@ -107,10 +107,10 @@ def carry_out(conn: "psycopg.Connection", batch: "Batch", run_id: str) -> str:
     from rl_assets.registry.models import reject
     from rl_assets.registry.stages import begin
     from rl_assets.registry.terms import Terms
-    from rl_assets.store.ledger import advance_batch
+    from rl_assets.store.ledger import DECIDED, advance_batch
 
     found = latest_evaluation(conn, batch.id)
-    if batch.state in ("promoted", "rejected") and found is not None:
+    if batch.state in DECIDED and found is not None:
         return f"{batch.id} is {batch.state} already: {found.decision.reason}"
     if batch.state != "evaluated" or found is None:
         raise dg.Failure(

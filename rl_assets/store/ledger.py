@@ -40,7 +40,7 @@ NEXT = {
     "unknown": ("trained", "failed"),
     "failed": ("reserved", "freed"),
     "trained": ("evaluated",),
-    "evaluated": ("promoted", "rejected"),
+    "evaluated": DECIDED,
     "promoted": (),
     "rejected": (),
     "freed": (),
@@ -200,11 +200,7 @@ def branch_batch(conn: psycopg.Connection, batch_id: str, forced_by: str) -> Bat
                 f"{batch_id} is {first.state}; only what was promoted or rejected is trained once more: see "
                 "`rl-assets batches retry` for one that failed"
             )
-        others = batches(conn, model_line=first.model_line, states=IN_FLIGHT, limit=1)
-        if others:
-            raise LedgerConflict(
-                f"{batch_id} cannot be trained once more while {others[0].id} is {others[0].state}; wait for its end"
-            )
+        _check_none_in_flight(conn, first.model_line, f"{batch_id} cannot be trained once more")
         claim = first.branch_of or first.id
         manifest = replace(Manifest.from_json(first.manifest), batch_id=_free_name(conn, ["branch", claim]))
         return _enter(conn, manifest, forced_by=forced_by, branch_of=claim)
@@ -306,11 +302,8 @@ def advance_batch(
                 f"{batch_id} is {before.state} and cannot become {state}; "
                 + (f"from there it becomes {possible}" if possible else "that is its end, claim another batch")
             )
-        others = batches(conn, model_line=before.model_line, states=IN_FLIGHT, limit=1)
-        if state == "reserved" and others:
-            raise LedgerConflict(
-                f"{batch_id} cannot be tried again while {others[0].id} is {others[0].state}; wait for its end"
-            )
+        if state == "reserved":
+            _check_none_in_flight(conn, before.model_line, f"{batch_id} cannot be tried again")
         attempt = before.attempt + (state == "reserved")
         if state == "trained":
             mirror_training(conn, Manifest.from_json(before.manifest), is_branch=before.branch_of is not None)
@@ -325,6 +318,12 @@ def advance_batch(
             for window in Manifest.from_json(before.manifest).windows:
                 refill(conn, window)
         return get_batch(conn, batch_id)
+
+
+def _check_none_in_flight(conn: psycopg.Connection, model_line: str, what_not: str) -> None:
+    """Raise LedgerConflict if a batch of the line is. what_not: what then cannot be, as the message begins."""
+    for other in batches(conn, model_line=model_line, states=IN_FLIGHT, limit=1):
+        raise LedgerConflict(f"{what_not} while {other.id} is {other.state}; wait for its end")
 
 
 def _free_name(conn: psycopg.Connection, content: object) -> str:
