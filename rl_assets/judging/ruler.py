@@ -18,7 +18,7 @@ from rl_assets.episodes import Episode, digest
 from rl_assets.grouping import Group
 from rl_assets.judging.outcome import OutcomeJudge
 from rl_assets.judging.ruler_answer import JudgeFailure, Scored
-from rl_assets.judging.ruler_client import BYTES_PER_TOKEN, JudgeClient, Usage
+from rl_assets.judging.ruler_client import BYTES_PER_TOKEN, JudgeClient, Usage, check
 from rl_assets.judging.ruler_prompt import (
     CANARY,
     PROMPT_VERSION,
@@ -100,7 +100,7 @@ class RulerJudge:
     def __init__(self, settings: RulerSettings, conn: psycopg.Connection) -> None:
         """conn: used while ranking, by this judge alone. Raises ConfigurationError for settings that cannot be used."""
         self.settings, self.conn, self.report = settings, conn, RulerReport()
-        JudgeClient(settings, conn)  # refuses now what it would refuse later
+        check(settings)
 
     @property
     def name(self) -> str:

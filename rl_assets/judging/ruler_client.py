@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import psycopg
 
+from rl_assets import outbound
 from rl_assets.episodes import digest
 from rl_assets.errors import ConfigurationError
 from rl_assets.judging.ruler_answer import JudgeFailure, Scored, as_answer, check_scores, read_answer
+from rl_assets.judging.ruler_endpoint import prices
 from rl_assets.judging.ruler_prompt import Question
 from rl_assets.judging.ruler_transport import Sent, Transport
 from rl_assets.settings import RulerSettings
@@ -40,25 +41,37 @@ class Usage:
     dollars: float = 0.0
 
 
+def check(settings: RulerSettings) -> tuple[float, float] | None:
+    """Dollars per token of prompt and answer, None where nobody knows them.
+
+    Raises ConfigurationError if there is no model, its address must not be called, or dollars are limited and no price
+    is known.
+    """
+    if not settings.model:
+        raise ConfigurationError("the judge `ruler` has no model; set RULER_JUDGE_MODEL")
+    if settings.base_url:
+        outbound.check_url(settings.base_url, "RULER_JUDGE_BASE_URL")
+    known = prices(settings)
+    if known is None and (settings.dollars_per_window, settings.dollars_per_day) != (None, None):
+        raise ConfigurationError(
+            f"dollars are limited, but the price of {settings.model} is not known; set RULER_JUDGE_INPUT_PRICE and "
+            "RULER_JUDGE_OUTPUT_PRICE in dollars per million tokens"
+        )
+    return known
+
+
 class JudgeClient:
     """Asks the judge of `settings`, in one event loop, which waits for what is stored: that takes less than a
     millisecond, and handing it to a thread takes more."""
 
     def __init__(self, settings: RulerSettings, conn: psycopg.Connection) -> None:
-        """Raises ConfigurationError if there is no model, or dollars are limited and no price is known."""
-        if not settings.model:
-            raise ConfigurationError("the judge `ruler` has no model; set RULER_JUDGE_MODEL")
+        """Raises as `check` does."""
+        self._prices = check(settings)
         self.settings, self.conn, self.usage = settings, conn, Usage()
         self._transport = Transport(settings)
-        self._prices = self._transport.prices
         self._limits = Limits(
             settings.tokens_per_window, settings.dollars_per_window, settings.tokens_per_day, settings.dollars_per_day
         )
-        if self._prices is None and (settings.dollars_per_window, settings.dollars_per_day) != (None, None):
-            raise ConfigurationError(
-                f"dollars are limited, but the price of {settings.model} is not known; set RULER_JUDGE_INPUT_PRICE and "
-                "RULER_JUDGE_OUTPUT_PRICE in dollars per million tokens"
-            )
         self._slots = asyncio.Semaphore(settings.concurrency)
 
     def key(self, question: Question) -> str:
@@ -115,8 +128,8 @@ class JudgeClient:
             reservation = self._reserve(window_id, estimate, most)
             sent, outcome, keep = Sent(), "aborted", None
             try:
-                response = await self._transport.send(messages, most, sent)
-                scores = _read(response, question)
+                said = await self._transport.send(messages, most, sent)
+                scores = read_answer(said.content, said.finish_reason, said.refusal, question.ids)
                 outcome = "ok"
                 dollars = self._dollars(sent.tokens_in, sent.tokens_out)
                 keep = CachedAnswer(key, as_answer(scores), sent.tokens_in, sent.tokens_out, dollars)
@@ -149,11 +162,3 @@ class JudgeClient:
 
     def _dollars(self, tokens_in: int, tokens_out: int) -> float | None:
         return self._prices and self._prices[0] * tokens_in + self._prices[1] * tokens_out
-
-
-def _read(response: Any, question: Question) -> dict[str, Scored]:
-    if not response.choices:
-        raise JudgeFailure("parse", "the answer holds no choice")
-    choice = response.choices[0]
-    refusal = (getattr(choice.message, "provider_specific_fields", None) or {}).get("refusal")
-    return read_answer(choice.message.content, choice.finish_reason, refusal, question.ids)

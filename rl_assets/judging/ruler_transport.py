@@ -1,15 +1,12 @@
-"""Sending requests to RULER's judge through litellm: at which pace, how often again, and what a refusal means.
+"""Sending requests to RULER's judge: at which pace, how often again, and what a refusal means.
 
-Prompts, answers and keys are never logged. What a provider says of an error is not passed on either, for providers
-quote keys and prompts in it; its status is.
+What a server says of an error is not passed on, for some quote keys and prompts in it; its status is.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +16,7 @@ import openai
 from rl_assets import outbound
 from rl_assets.errors import ConfigurationError
 from rl_assets.judging.ruler_answer import JudgeFailure
+from rl_assets.judging.ruler_endpoint import Completion, endpoint_of, litellm
 from rl_assets.judging.ruler_prompt import ANSWER_SCHEMA
 from rl_assets.settings import RulerSettings
 
@@ -49,24 +47,12 @@ class Transport:
 
     def __init__(self, settings: RulerSettings) -> None:
         self.settings = settings
-        self._litellm = _quiet_litellm()
-        # Only an address that somebody named needs watching: litellm's own are those of the providers.
-        self._client = _watched(settings) if settings.base_url else None
+        self._litellm = litellm()
+        self._endpoint = endpoint_of(settings)
         self._next_start = 0.0
         self._unanswered = 0
         # What a server may not know and can do without; what it refuses is left out from then on.
         self._optional: dict[str, Any] = {"response_format": ANSWER_SCHEMA, "temperature": 0.0}
-
-    @property
-    def prices(self) -> tuple[float, float] | None:
-        """Dollars per token of prompt and answer, without discounts; None where nobody knows them."""
-        settings = self.settings
-        if settings.input_price is not None and settings.output_price is not None:
-            return settings.input_price / 1e6, settings.output_price / 1e6
-        costs = self._litellm.model_cost
-        found = costs.get(settings.model) or costs.get(settings.model.partition("/")[2]) or {}
-        of_prompt, of_answer = found.get("input_cost_per_token"), found.get("output_cost_per_token")
-        return None if of_prompt is None or of_answer is None else (of_prompt, of_answer)
 
     @property
     def longest_seconds(self) -> float:
@@ -74,22 +60,11 @@ class Transport:
         return ATTEMPTS * (self.settings.timeout_seconds + MOST_WAIT_SECONDS) + 300
 
     async def close(self) -> None:
-        """Let litellm's own worker come to its end before the event loop that it runs in does."""
-        from litellm.litellm_core_utils.logging_worker import GLOBAL_LOGGING_WORKER
+        """To be called before the event loop ends."""
+        await self._endpoint.close()
 
-        last = asyncio.Event()
-
-        async def come() -> None:
-            last.set()
-
-        GLOBAL_LOGGING_WORKER.ensure_initialized_and_enqueue(come())
-        await last.wait()
-        await GLOBAL_LOGGING_WORKER.stop()
-        if self._client is not None:
-            await self._client.close()
-
-    async def send(self, messages: list[dict[str, str]], most: int, sent: Sent) -> Any:
-        """The response of litellm to at most so many tokens of answer; `sent` is kept up to date on the way.
+    async def send(self, messages: list[dict[str, str]], most: int, sent: Sent) -> Completion:
+        """A completion of at most so many tokens; `sent` is kept up to date on the way.
 
         Raises JudgeFailure once no further attempt is worth it, ConfigurationError where no request can succeed.
         """
@@ -101,11 +76,9 @@ class Transport:
             sent.attempts += 1
             sent.unknown += 1
             optional = dict(self._optional)
-            # The SDK walks through every value that it knows, here in vain, which takes a tenth of the time of asking.
-            given = {"extra_body": optional} if self._client is not None else optional
             try:
                 async with asyncio.timeout(self.settings.timeout_seconds + 5):
-                    response = await self._litellm.acompletion(**self._request(messages, most), **given)
+                    completion = await self._endpoint.ask(messages, most, optional)
             except (openai.APIError, TimeoutError) as error:
                 status, headers = _status(error)
                 # A status means that the request was turned down, and so is not billed.
@@ -119,34 +92,11 @@ class Transport:
                 await self._wait(attempt, status, headers)
             else:
                 # A server that does not count is taken by the estimate.
-                sent.unknown -= response.usage.total_tokens > 0
-                sent.tokens_in += response.usage.prompt_tokens
-                sent.tokens_out += response.usage.completion_tokens
+                sent.unknown -= completion.tokens_in + completion.tokens_out > 0
+                sent.tokens_in += completion.tokens_in
+                sent.tokens_out += completion.tokens_out
                 self._unanswered = 0
-                return response
-
-    def _request(self, messages: list[dict[str, str]], most: int) -> dict[str, Any]:
-        settings = self.settings
-        where: dict[str, Any] = {"api_key": settings.api_key} if settings.api_key else {}
-        if settings.base_url:
-            # Named, so that neither a key of the environment goes there, nor a model's name is taken for a provider's.
-            where = {
-                "custom_llm_provider": "openai",
-                "api_base": settings.base_url,
-                "api_key": settings.api_key or "none",
-                "client": self._client,
-            }
-        return {
-            "model": settings.model,
-            "messages": messages,
-            "max_tokens": most,
-            "timeout": settings.timeout_seconds,
-            "num_retries": 0,
-            "max_retries": 0,
-            "drop_params": True,
-            "caching": False,
-            **where,
-        }
+                return completion
 
     def _refuse(self, error: Exception, status: int | None) -> None:
         """Raise for what no repetition mends."""
@@ -191,16 +141,6 @@ class Transport:
             await asyncio.sleep(BACKOFF_SECONDS * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))
 
 
-def _quiet_litellm() -> Any:
-    """litellm, imported on first use (it takes seconds), without its notes on calls and errors, which quote them."""
-    import litellm
-
-    warnings.filterwarnings("ignore", "Pydantic serializer warnings", UserWarning)
-    litellm.suppress_debug_info = True
-    logging.getLogger("LiteLLM").setLevel(logging.CRITICAL)
-    return litellm
-
-
 def _status(error: Exception) -> tuple[int | None, httpx.Headers]:
     """Status and headers that the server sent. litellm gives a status to everything; only with headers is it one."""
     headers = getattr(error, "litellm_response_headers", None)
@@ -214,17 +154,6 @@ def _cause(error: BaseException | None, kind: type[BaseException]) -> BaseExcept
     while error is not None and not isinstance(error, kind):
         error = error.__cause__ or error.__context__
     return error
-
-
-def _watched(settings: RulerSettings) -> openai.AsyncOpenAI:
-    """litellm's client for the server at a named address, which connects only where it may."""
-    outbound.check_url(settings.base_url, "RULER_JUDGE_BASE_URL")
-    return openai.AsyncOpenAI(
-        base_url=settings.base_url,
-        api_key=settings.api_key or "none",
-        max_retries=0,
-        http_client=outbound.async_client(),
-    )
 
 
 def _retry_after(headers: httpx.Headers) -> float | None:

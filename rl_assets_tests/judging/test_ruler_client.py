@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 import time
 from typing import Any
@@ -212,6 +213,63 @@ def test_a_key_of_the_environment_does_not_go_to_a_server_of_ones_own(
     ask(JudgeClient(settings(server, api_key=None, model="Qwen/Qwen3-32B"), conn), question())
     assert server.keys == ["Bearer none"]
     assert server.calls[0]["model"] == "Qwen/Qwen3-32B"
+
+
+def test_a_provider_that_litellm_knows_is_asked_where_it_is(
+    conn: psycopg.Connection, server: LoopbackJudge, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+    server.mode = modes.first(modes.status(429, Retry_After="0.05"))
+    client = JudgeClient(settings(server, base_url="", model="openai/gpt-4o-mini"), conn)
+    assert ask(client, question())[0]["kkkkk"] == Scored(0.9, "it is kkkkk")
+    assert server.keys == ["Bearer k-123"] * 2
+    assert (client.usage.requests, client.usage.tokens_in, client.usage.tokens_out) == (2, 1000, 100)
+    assert server.calls[0]["model"] == "gpt-4o-mini"
+    assert server.calls[0]["response_format"]["type"] == "json_schema"
+
+
+def test_a_provider_that_takes_no_key_ends_the_run(
+    conn: psycopg.Connection, server: LoopbackJudge, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+    server.mode = modes.status(401)
+    with pytest.raises(ConfigurationError, match="RULER_JUDGE_API_KEY"):
+        ask(JudgeClient(settings(server, base_url=""), conn), question())
+
+
+@pytest.mark.parametrize("model, name", [("gpt-5", "max_completion_tokens"), ("qwen", "max_tokens")])
+def test_a_model_is_told_how_long_its_answer_may_be_in_its_own_words(
+    conn: psycopg.Connection, server: LoopbackJudge, model: str, name: str
+):
+    ask(JudgeClient(settings(server, model=model, answer_tokens=700), conn), question())
+    assert {key: value for key, value in server.calls[0].items() if key.startswith("max_")} == {name: 700}
+
+
+@pytest.mark.parametrize(
+    "said, failure",
+    [
+        ({"choices": []}, "parse"),
+        ({"choices": [{"message": {"content": None}, "finish_reason": "content_filter"}]}, "refusal"),
+        ({"choices": [{"message": {"content": ["{}"]}, "finish_reason": 7}], "usage": None}, "parse"),
+    ],
+)
+def test_a_completion_of_an_odd_shape_is_refused_and_counted(
+    conn: psycopg.Connection, server: LoopbackJudge, said: dict[str, Any], failure: str
+):
+    server.mode = lambda asked: Reply(raw=json.dumps(said).encode())
+    (found,) = ask(JudgeClient(settings(server), conn), question())
+    assert isinstance(found, JudgeFailure)
+    assert (found.failure, len(server.calls)) == (failure, 2)
+    assert spent(conn, WINDOW).window_tokens > 0
+
+
+def test_a_prompt_that_is_too_long_for_the_judge_says_what_to_lower(conn: psycopg.Connection, server: LoopbackJudge):
+    too_long = {"error": {"message": "This model's maximum context length is 8192 tokens", "code": "context"}}
+    server.mode = lambda asked: Reply(json.dumps(too_long), status=400)
+    (found,) = ask(JudgeClient(settings(server), conn), question())
+    assert isinstance(found, JudgeFailure)
+    assert (found.failure, len(server.calls)) == ("too_long", 1)
+    assert "RULER_JUDGE_PROMPT_TOKENS" in str(found)
 
 
 def test_what_is_reserved_for_a_prompt_of_this_market_is_not_too_little():
