@@ -6,7 +6,7 @@ definitions are loaded: a bad variable then fails the tick or the run that needs
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import dagster as dg
 from pydantic import Field
 
+from rl_assets.assets.shown import plainly
 from rl_assets.backends import BASES, MODEL_LINES, check, line_of
 from rl_assets.errors import ConfigurationError
 from rl_assets.places import Place, local_directory, place_of
@@ -42,14 +43,14 @@ class Database(dg.ConfigurableResource):
 
     @contextmanager
     def connect(self) -> Iterator["psycopg.Connection"]:
-        """An open connection, closed at the end. Functions of the store manage their own transactions on it."""
+        """An open connection, closed at the end. Functions of the store manage their own transactions on it.
+
+        What goes wrong while it is open is told as `plainly` tells it.
+        """
         from rl_assets.store.database import connect, database_url
 
-        connection = connect(self.url or database_url(Settings.from_env()))
-        try:
+        with plainly(), closing(connect(self.url or database_url(Settings.from_env()))) as connection:
             yield connection
-        finally:
-            connection.close()
 
 
 class Lake(dg.ConfigurableResource):

@@ -218,7 +218,7 @@ def registry(conn: psycopg.Connection, settings: Settings) -> Iterator[Finding]:
     from rl_assets.registry.models import champion_step, get_latest_rl_model, list_models
     from rl_assets.registry.retention import pruned_steps
     from rl_assets.registry.rollout import open_rollout
-    from rl_assets.store.ledger import batches
+    from rl_assets.store.ledger import IN_FLIGHT, batches
 
     area, line = "registry", settings.model_line
     step = champion_step(conn, line)
@@ -249,9 +249,7 @@ def registry(conn: psycopg.Connection, settings: Settings) -> Iterator[Finding]:
         except MissingCheckpoint as error:
             lost = str(error)
         yield Finding(area, f"step {model.step}", "warn", lost, "restore it, or it cannot be rolled back to")
-    for batch in batches(
-        conn, model_line=line, states=("reserved", "training", "trained", "evaluated", "unknown", "failed")
-    ):
+    for batch in batches(conn, model_line=line, states=(*IN_FLIGHT, "failed")):
         stuck = batch.state in ("unknown", "failed")
         yield Finding(
             area,

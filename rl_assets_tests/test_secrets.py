@@ -121,7 +121,7 @@ def test_a_tick_that_fails_tells_no_password(monkeypatch: pytest.MonkeyPatch, en
     def refuse(*_: object) -> None:
         raise RuntimeError(f"no route to {CANARIES['DATABASE_URL']}")
 
-    monkeypatch.setattr(Database, "connect", refuse)
+    monkeypatch.setattr("rl_assets.store.database.connect", refuse)
     monkeypatch.setenv("LIVE_MARKET_URL", "http://127.0.0.1:1")
     given = {"database": Database(), "trainer": Trainer()}
     ticks = [

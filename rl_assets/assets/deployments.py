@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from rl_assets.assets.shown import OWNERS, picture, plainly, table
+from rl_assets.assets.shown import OWNERS, picture, table
 from rl_assets.automation.partitions import EVERYTHING
 from rl_assets.automation.runs import PARTITION
 from rl_assets.resources import Database, Lake, Trainer
@@ -48,7 +48,7 @@ def deployed_model(
     from rl_assets.reports.lineage import lineage_picture
     from rl_assets.store.ledger import batches, get_batch
 
-    with plainly(), database.connect() as conn:
+    with database.connect() as conn:
         # The asset has no partition of its own, but a run for a batch carries the batch's key.
         batch_id = context.run.tags.get(PARTITION)
         waiting = batches(conn, model_line=trainer.line, states=("evaluated",), limit=1)

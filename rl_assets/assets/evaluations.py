@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from rl_assets.assets.shown import OWNERS, columns, picture, plainly, table
+from rl_assets.assets.shown import OWNERS, columns, picture, table
 from rl_assets.automation.partitions import BATCHES, EVERYTHING
 from rl_assets.places import Place
 from rl_assets.resources import Database, Lake
@@ -64,7 +64,7 @@ def benchmark_evaluations(context: dg.AssetExecutionContext, database: Database,
         context.log.info(f"the gate: {done} of {total} episodes")
 
     path = lake.batch(context.partition_key) / "evaluation.parquet"
-    with plainly(), database.connect() as conn:
+    with database.connect() as conn:
         batch = get_batch(conn, context.partition_key)
         found, episodes = evaluate(
             conn,

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from rl_assets.assets.evaluations import SEED, SIBLINGS, SNAPSHOTS
-from rl_assets.assets.shown import OWNERS, columns, picture, plainly, table
+from rl_assets.assets.shown import OWNERS, columns, picture, table
 from rl_assets.automation.partitions import EVERYTHING
 from rl_assets.resources import Database, Lake, Trainer
 
@@ -51,7 +51,7 @@ def benchmark_leaderboard(
     from rl_assets.reports.runs import write_comparison_report
 
     directory = lake.root / "leaderboard"
-    with plainly(), database.connect() as conn:
+    with database.connect() as conn:
         found = play_line(
             conn,
             trainer.line,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from rl_assets.assets.shown import OWNERS, columns, picture, plainly, required, table
+from rl_assets.assets.shown import OWNERS, columns, picture, required, table
 from rl_assets.assets.trajectories import replay_sample
 from rl_assets.automation.partitions import BATCHES, EVERYTHING
 from rl_assets.automation.policies import TRAINED, TRAINER
@@ -47,7 +47,7 @@ def base_policy(
         if done % 50 == 0:
             context.log.info(f"warm start: update {done} of {total}")
 
-    with plainly(), database.connect() as conn:
+    with database.connect() as conn:
         base = trainer.base(lake.disk, progress)
         known = register_base(conn, trainer.line, base.path, base.digest, metrics=base.metrics)
     return dg.MaterializeResult(
@@ -106,7 +106,7 @@ def training_batches(context: dg.AssetExecutionContext, database: Database, lake
     from rl_assets.store.ledger import claimed_ids, get_batch
     from rl_assets.training.manifest import Manifest
 
-    with plainly(), database.connect() as conn:
+    with database.connect() as conn:
         batch = get_batch(conn, context.partition_key)
         manifest = Manifest.from_json(batch.manifest)
         claimed = claimed_ids(conn, batch.id)
@@ -191,7 +191,7 @@ def trained_models(
     from rl_assets.training.manifest import Manifest
 
     batch_id = context.partition_key
-    with plainly(), database.connect() as conn:
+    with database.connect() as conn:
         batch = get_batch(conn, batch_id)
         manifest = Manifest.from_json(batch.manifest)
         path = required(

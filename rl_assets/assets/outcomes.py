@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from rl_assets.assets.shown import OWNERS, columns, plainly, table
+from rl_assets.assets.shown import OWNERS, columns, table
 from rl_assets.automation.partitions import HOURS
 from rl_assets.automation.policies import DATABASE
 from rl_assets.resources import Database
@@ -46,7 +46,7 @@ def market_outcomes(context: dg.AssetExecutionContext, database: Database) -> dg
     from rl_assets.store.outcomes import track_outcomes
 
     markets = 0
-    with plainly(), database.connect() as conn:
+    with database.connect() as conn:
         for window in context.partition_keys:
             found = track_outcomes(conn, window)
             markets += len(found)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from rl_assets.assets.shown import OWNERS, columns, counts, picture, plainly, required, table
+from rl_assets.assets.shown import OWNERS, columns, counts, picture, required, table
 from rl_assets.automation.partitions import HOURS
 from rl_assets.automation.policies import JUDGE, JUDGED
 from rl_assets.resources import Database, Judge, Lake
@@ -80,7 +80,7 @@ def judged_rankings(
     from rl_assets.store.window_files import read_groups, read_versions, window_episodes, write_rankings
 
     incomplete, unstable, swayed, sets, versions, told, by_policy = [], [], [], {}, {}, {}, {}
-    with plainly(), database.connect() as conn:
+    with database.connect() as conn:
         for window in context.partition_keys:
             directory = lake.window(window)
             path = required(
@@ -123,7 +123,7 @@ def judged_rankings(
         raise dg.Failure(
             "nothing was recorded: the judge is not whole or not repeatable; see the checks", allow_retries=False
         )
-    with plainly(), database.connect() as conn:
+    with database.connect() as conn:
         for window, judgement in sets.items():
             file = lake.window(window) / "rankings.parquet"
             write_rankings(file, judgement)
@@ -175,8 +175,10 @@ def _of_the_judge(judge: "JudgeProtocol", window: str) -> tuple[dict[str, Any], 
     from rl_assets.judging.ruler_report import agreement_plot, figures, position_plot, quarantined, swayed
 
     report = judge.report
-    told = {
-        **figures(report),
+    told = figures(report)
+    told |= {
+        "quarantined_by_class": counts("class", told["quarantined_by_class"]),
+        "passes_by_number": counts("passes", told["passes_by_number"]),
         "quarantined": table(quarantined(report)),
         "agreement": picture(agreement_plot(report)),
         "position_bias": picture(position_plot(report)),

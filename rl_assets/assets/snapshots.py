@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 import dagster as dg
 
-from rl_assets.assets.shown import OWNERS, columns, picture, plainly, table
+from rl_assets.assets.shown import OWNERS, columns, picture, table
 from rl_assets.automation.partitions import SNAPSHOTS
 from rl_assets.resources import Database, Lake
 
@@ -59,7 +59,7 @@ def benchmark_snapshots(
     from rl_assets.store.snapshots import list_snapshots, mark_materialized
 
     keys = sorted(context.partition_keys)
-    with plainly(), database.connect() as conn:
+    with database.connect() as conn:
         registered = {row.id: row for row in list_snapshots(conn) if row.id in set(keys)}
         unknown = [key for key in keys if key not in registered]
         if unknown:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from rl_assets.assets.shown import OWNERS, columns, counts, picture, plainly, table
+from rl_assets.assets.shown import OWNERS, columns, counts, picture, table
 from rl_assets.automation.partitions import EVERYTHING, HOURS
 from rl_assets.automation.policies import DATABASE, HOURLY
 from rl_assets.places import Place
@@ -80,7 +80,7 @@ def recorded_trajectories(
 
     replayed, faults, reasons = 0, [], Counter()
     pnl: dict[str, array] = {}
-    with plainly(), database.connect() as conn:
+    with database.connect() as conn:
         for window in context.partition_keys:
             directory, found = lake.window(window), _Found()
             with written_window(directory) as add:

@@ -8,7 +8,7 @@ from collections import Counter
 import dagster as dg
 from pydantic import Field
 
-from rl_assets.assets.shown import plainly, table
+from rl_assets.assets.shown import table
 from rl_assets.resources import Database, Lake, Trainer
 
 ONE_AT_A_TIME = "rl_assets/one_at_a_time"
@@ -82,7 +82,7 @@ def claim_below_threshold(
 ) -> None:
     from rl_assets.training.trigger import claim
 
-    with plainly(), database.connect() as conn:
+    with database.connect() as conn:
         trainer.check()
         found = claim(
             conn,
@@ -122,7 +122,7 @@ def train_batch_again(context: dg.OpExecutionContext, config: Retraining, databa
     from rl_assets.store.ledger import DECIDED, advance_batch, batches, get_batch
     from rl_assets.training.trigger import branch
 
-    with plainly(), database.connect() as conn:
+    with database.connect() as conn:
         failed = [batch.id for batch in batches(conn, model_line=trainer.line, states=("failed",), limit=1)]
         if not config.batch and not failed:
             raise dg.Failure(
@@ -169,7 +169,7 @@ def roll_back_champion(
 ) -> None:
     from rl_assets.registry.models import rollback
 
-    with plainly(), database.connect() as conn:
+    with database.connect() as conn:
         change = rollback(conn, trainer.line, config.reason)
     context.log.info(f"the champion is {change}: {change.reason}")
     context.add_output_metadata(
@@ -204,7 +204,7 @@ def tick_live_agents(
 ) -> None:
     from rl_assets.agents.coordinator import FAILED, PLAYED, market_url, read_moment, run_tick
 
-    with plainly(), database.connect() as conn:
+    with database.connect() as conn:
         reports = run_tick(
             conn,
             read_moment(config.tick),

@@ -3,7 +3,6 @@
 import dagster as dg
 from pydantic import Field
 
-from rl_assets.assets.shown import plainly
 from rl_assets.automation.jobs import MAX_RUNTIME
 from rl_assets.resources import Database, Trainer
 
@@ -27,7 +26,7 @@ def rollout_sensor(context: dg.SensorEvaluationContext, database: Database, trai
     from rl_assets.registry.rollout import open_rollout
     from rl_assets.registry.stages import look
 
-    with plainly(), database.connect() as conn:
+    with database.connect() as conn:
         rollout = open_rollout(conn, trainer.line)
         verdict = look(conn, trainer.line)
     if rollout is None or verdict is None:
@@ -53,7 +52,7 @@ def prune_checkpoints(context: dg.OpExecutionContext, config: Pruning, database:
     from rl_assets.settings import Settings
 
     directory = checkpoints_of(Settings.from_env().data_dir, trainer.line)
-    with plainly(), database.connect() as conn:
+    with database.connect() as conn:
         gone = prune(conn, trainer.line, directory, keep=config.keep, dry_run=config.dry_run)
     context.log.info(shown(gone, dry_run=config.dry_run))
     context.add_output_metadata({"checkpoints": len(gone), "bytes": sum(one.bytes for one in gone)})

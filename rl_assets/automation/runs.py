@@ -4,7 +4,6 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from rl_assets.assets.shown import plainly
 from rl_assets.errors import ConfigurationError
 from rl_assets.resources import Database, Trainer
 
@@ -45,7 +44,7 @@ def next_training(instance: dg.DagsterInstance, database: Database, trainer: Tra
         trainer.check()
     except ConfigurationError as error:
         return Look(str(error))
-    with plainly(), database.connect() as conn:
+    with database.connect() as conn:
         return look(
             conn,
             model_line=line,

@@ -5,7 +5,6 @@ import os
 
 import dagster as dg
 
-from rl_assets.assets.shown import plainly
 from rl_assets.automation.jobs import live_tick_job, outcomes_job, training_job
 from rl_assets.automation.partitions import BATCHES
 from rl_assets.automation.runs import next_training
@@ -47,7 +46,7 @@ def live_tick_schedule(context: dg.ScheduleEvaluationContext, database: Database
 
     if not os.environ.get(MARKET_URL, "").strip():
         return dg.SkipReason(f"no live market is named; set {MARKET_URL} to the URL of one that `rl-assets serve` runs")
-    with plainly(), database.connect() as conn:
+    with database.connect() as conn:
         reason = why_nothing_to_do(live_agents(conn))
     if reason is not None:
         return dg.SkipReason(reason)
@@ -70,7 +69,7 @@ def market_outcomes_schedule(
     from rl_assets.store.outcomes import due_windows
 
     now = context.scheduled_execution_time
-    with plainly(), database.connect() as conn:
+    with database.connect() as conn:
         due = due_windows(conn, now)
     if not due:
         return dg.SkipReason("no price was seen in the hour before, and no market of the last days was resolved since")

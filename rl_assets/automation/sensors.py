@@ -9,7 +9,6 @@ from datetime import UTC, datetime
 
 import dagster as dg
 
-from rl_assets.assets.shown import plainly
 from rl_assets.automation.jobs import snapshots_job, training_job, window_job
 from rl_assets.automation.partitions import BATCHES, FIRST_WINDOW, SNAPSHOTS
 from rl_assets.automation.runs import (
@@ -43,7 +42,7 @@ def benchmark_snapshot_sensor(context: dg.SensorEvaluationContext, database: Dat
     from rl_assets.store.snapshots import list_snapshots
     from rl_assets.training.trigger import ATTEMPTS
 
-    with plainly(), database.connect() as conn:
+    with database.connect() as conn:
         wanted = sorted(row.id for row in list_snapshots(conn, unmaterialized=True))[:MOST_SNAPSHOTS]
     if not wanted:
         return dg.SensorResult(skip_reason="every registered snapshot is materialized")
@@ -95,7 +94,7 @@ def trajectory_window_sensor(context: dg.SensorEvaluationContext, database: Data
 
     now = datetime.now(UTC)
     watch = Watch.from_json(context.cursor)
-    with plainly(), database.connect() as conn:
+    with database.connect() as conn:
         states = changed_windows(conn, watch.horizon, 1000)
     known = [state for state in states if state.window_id >= FIRST_WINDOW]
     early = {state.window_id for state in known if state.window_id > window_of(now)}
@@ -132,7 +131,7 @@ def _record_end(context: dg.RunStatusSensorContext, database: Database, error: s
     batch_id = context.dagster_run.tags.get(PARTITION)
     if batch_id is None:
         return
-    with plainly(), database.connect() as conn:
+    with database.connect() as conn:
         run = context.dagster_run
         context.log.info(record_failure(conn, batch_id, run_id=run.run_id, run_key=run.tags.get(RUN_KEY), error=error))
 

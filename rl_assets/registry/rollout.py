@@ -17,7 +17,6 @@ from psycopg.types.json import Jsonb
 
 from rl_assets.registry.terms import Terms
 
-OPEN = ("staged", "watched")
 _COLUMNS = (
     "id, model_line, step, champion_step, stage, percentage, state, terms, figures, reason, started_at, changed_at"
 )

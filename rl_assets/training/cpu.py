@@ -147,9 +147,6 @@ class CpuService:
     async def register_lora_for_step(self, step: int, checkpoint_dir: str) -> None:
         """Nothing to load ahead of time: the server reads a checkpoint when it is first asked for."""
 
-    async def aclose(self) -> None:
-        self.close()
-
     def close(self) -> None:
         if self._server is not None:
             self._server.stop()

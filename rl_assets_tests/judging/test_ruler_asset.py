@@ -61,7 +61,8 @@ def test_a_window_is_judged_once_and_its_judging_is_told(
     assert told["groups_trainable"] == 2
     assert [row.data for row in told["not_trainable_by_reason"].records] == [{"reason": "judge_parse", "count": 1}]
     assert told["judge_requests"] == len(server.calls) == 12
-    assert told["quarantined_by_class"] == {"parse": 1}
+    assert [row.data for row in told["quarantined_by_class"].records] == [{"class": "parse", "count": 1}]
+    assert [row.data for row in told["passes_by_number"].records] == [{"passes": "3", "count": 2}]
     assert (told["canaries"], told["canaries_that_won"]) == (1, 0)
     assert told["tau_between_passes"] == 1.0
     with connect(postgres_url) as conn:
