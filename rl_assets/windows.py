@@ -16,6 +16,8 @@ LENGTH = timedelta(hours=1)
 GRACE = timedelta(minutes=5)
 """An hour is settled this long after it closes: recorders write a row when an episode ends, which is a little later."""
 
+ATTEMPTS = 3
+"""Times that what a window holds is read and judged before a person is needed."""
 OVERLAP = timedelta(hours=1)
 """How far back changes are asked for again: longer than a transaction that writes episodes takes, and as far as the
 clock of a recorder may be behind. Rows that are judged are not among them any more."""
@@ -53,6 +55,13 @@ def _held(group: Group, group_size: int) -> Group:
     if len(group.trajectory_ids) < group_size:
         return replace(group, trainable=False, reason="group_incomplete")
     return group
+
+
+def next_attempt(key: str) -> str | None:
+    """The key under which a window is taken once more after a run of it has failed; None after the last attempt."""
+    first, _, number = key.partition(":attempt-")
+    attempt = int(number or 1) + 1
+    return f"{first}:attempt-{attempt}" if attempt <= ATTEMPTS else None
 
 
 class State(Protocol):

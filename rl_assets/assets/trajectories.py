@@ -76,6 +76,7 @@ def recorded_trajectories(
 ) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult]:
     from rl_assets.reports.plots import reward_histogram
     from rl_assets.store.episodes import read_window
+    from rl_assets.store.snapshots import without_unknown
     from rl_assets.store.window_files import written_window
 
     replayed, faults, reasons = 0, [], Counter()
@@ -84,7 +85,8 @@ def recorded_trajectories(
         for window in context.partition_keys:
             directory, found = lake.window(window), _Found()
             with written_window(directory) as add:
-                for part in read_window(conn, window):
+                for read in read_window(conn, window):
+                    part = without_unknown(conn, read, lake.snapshots)
                     add(part)
                     found.add(part)
             count, wrong = replay_sample(found.sample, lake.snapshots, REPLAYED)

@@ -4,7 +4,7 @@ import dagster as dg
 from pydantic import Field
 
 from rl_assets.automation.jobs import MAX_RUNTIME
-from rl_assets.resources import Database, Trainer
+from rl_assets.resources import Database, Lake, Trainer
 
 rollout_job = dg.define_asset_job(
     "rollout",
@@ -47,11 +47,12 @@ class Pruning(dg.Config):
 
 
 @dg.op(description="Delete checkpoints that nothing needs, and directories that a killed save left.")
-def prune_checkpoints(context: dg.OpExecutionContext, config: Pruning, database: Database, trainer: Trainer) -> None:
+def prune_checkpoints(
+    context: dg.OpExecutionContext, config: Pruning, database: Database, lake: Lake, trainer: Trainer
+) -> None:
     from rl_assets.registry.retention import checkpoints_of, prune, shown
-    from rl_assets.settings import Settings
 
-    directory = checkpoints_of(Settings.from_env().data_dir, trainer.line)
+    directory = checkpoints_of(lake.disk, trainer.line)
     with database.connect() as conn:
         gone = prune(conn, trainer.line, directory, keep=config.keep, dry_run=config.dry_run)
     context.log.info(shown(gone, dry_run=config.dry_run))

@@ -29,6 +29,10 @@ OFTEN = 4
 """Least seconds between ticks of the sensors on which the loop waits. The daemon looks every 5 s; with an interval of 5
 it would find every other tick a moment too early."""
 RANGE_DIGEST = "rl_assets/range"
+IF_FAILED = "rl_assets/if_failed"
+"""Tag of the runs of hours that are requested here: `again` until one that failed has been dealt with."""
+WILL_RETRY = "dagster/will_retry"
+"""Tag of a failed run whose worker was lost, which Dagster's run monitoring runs again by itself."""
 
 
 @dg.sensor(
@@ -85,7 +89,8 @@ def contiguous(order: Sequence[str], wanted: Sequence[str]) -> list[list[str]]:
     job=window_job,
     minimum_interval_seconds=OFTEN,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Hours whose rows have moved since they were last read, and hours that have settled since.",
+    description="Hours whose rows have moved since they were last read, hours that have settled since, and hours whose "
+    "run has failed: these once the database answers, in three attempts at most.",
 )
 def trajectory_window_sensor(context: dg.SensorEvaluationContext, database: Database) -> dg.SensorResult:
     from rl_assets.episodes import window_of
@@ -100,12 +105,39 @@ def trajectory_window_sensor(context: dg.SensorEvaluationContext, database: Data
     early = {state.window_id for state in known if state.window_id > window_of(now)}
     busy = live_partitions(context.instance, window_job.name)
     taken, after = plan(watch, known, busy | early, now, MOST_WINDOWS)
+    taken = failed_windows(context.instance) | taken
     if not taken:
         waiting = f"; {len(after.unsettled)} not settled" if after.unsettled else ""
         reason = f"no window has moved since {watch.since}{waiting}; {len(busy)} are being read"
         return dg.SensorResult(skip_reason=reason, cursor=after.to_json())
-    requests = [dg.RunRequest(run_key=key, partition_key=window) for window, key in taken.items()]
+    requests = [
+        dg.RunRequest(run_key=key, partition_key=window, tags={IF_FAILED: "again"}) for window, key in taken.items()
+    ]
     return dg.SensorResult(run_requests=requests, cursor=after.to_json())
+
+
+def failed_windows(instance: dg.DagsterInstance) -> dict[str, str]:
+    """Windows whose newest run was requested here and has failed, with the key of the next attempt.
+
+    A run is looked at until it is known what is to become of it, which its tag then says.
+    """
+    from rl_assets.windows import next_attempt
+
+    due: dict[str, str] = {}
+    unsettled = dg.RunsFilter(
+        job_name=window_job.name, statuses=[dg.DagsterRunStatus.FAILURE], tags={IF_FAILED: "again"}
+    )
+    for run in instance.get_runs(unsettled, limit=MOST_WINDOWS):
+        window = run.tags[PARTITION]
+        key = next_attempt(run.tags[RUN_KEY]) if RUN_KEY in run.tags else None
+        newest = instance.get_runs(dg.RunsFilter(job_name=window_job.name, tags={PARTITION: window}), limit=1)[0]
+        if newest.run_id != run.run_id or run.tags.get(WILL_RETRY) == "true":
+            instance.add_run_tags(run.run_id, {IF_FAILED: "another run followed"})
+        elif key is None:
+            instance.add_run_tags(run.run_id, {IF_FAILED: "a person is needed"})
+        else:
+            due[window] = key
+    return due
 
 
 @dg.sensor(

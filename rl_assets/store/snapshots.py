@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
+
+from rl_assets.errors import MalformedInput
+from rl_assets.places import Place
+from rl_assets.store.episodes import Reject, WindowPart
 
 if TYPE_CHECKING:
     from rl_assets.market.snapshot import Snapshot
@@ -65,3 +69,30 @@ def mark_materialized(conn: psycopg.Connection, ids: Sequence[str]) -> int:
         "UPDATE rl_assets.snapshots SET materialized_at = now() WHERE id = ANY(%s) AND materialized_at IS NULL",
         [list(ids)],
     ).rowcount
+
+
+def without_unknown(conn: psycopg.Connection, part: WindowPart, root: Place) -> WindowPart:
+    """The part with episodes of unknown snapshots rejected: nobody here can play them again. Known are those that are
+    registered, and imported ones whose files are below `root`."""
+    from rl_assets.market.snapshot import load_snapshot, load_truth
+
+    named = sorted({episode.snapshot_id for episode in part.episodes if episode.snapshot_id is not None})
+    rows = conn.execute("SELECT id FROM rl_assets.snapshots WHERE id = ANY(%s)", [named]).fetchall()
+    unknown: dict[str | None, str] = {}
+    for snapshot_id in set(named).difference(found for (found,) in rows):
+        try:
+            load_snapshot(root, snapshot_id), load_truth(root, snapshot_id)
+        except MalformedInput as error:
+            unknown[snapshot_id] = str(error)
+    if not unknown:
+        return part
+    return replace(
+        part,
+        episodes=[episode for episode in part.episodes if episode.snapshot_id not in unknown],
+        rejects=part.rejects
+        + [
+            Reject(episode.trajectory_id, "unknown_snapshot", unknown[episode.snapshot_id], "")
+            for episode in part.episodes
+            if episode.snapshot_id in unknown
+        ],
+    )

@@ -128,6 +128,25 @@ def test_malformed_rows_go_to_quarantine_and_stop_nothing(
     assert reject["reason"] == "bad_json"
 
 
+@pytest.mark.parametrize("name", ["train-000042-0123456789ab", "babylon-0123456789ab", "../../etc/passwd", ""])
+def test_an_episode_of_an_unknown_snapshot_goes_to_quarantine_and_stops_nothing(
+    conn: psycopg.Connection, postgres_url: str, instance: dg.DagsterInstance, tmp_path: Path, name: str
+):
+    window = played_hour(conn, tmp_path)
+    conn.execute(
+        """UPDATE trajectories SET "metadataJson" = regexp_replace("metadataJson", '"snapshotId":"[^"]+"', %s)
+           WHERE "trajectoryId" = (SELECT max("trajectoryId") FROM trajectories)""",
+        [f'"snapshotId":"{name}"'],
+    )
+    result = materialized(WINDOW_ASSETS, window, instance, postgres_url, tmp_path)
+    assert result.success
+    assert verdicts(result)["nothing_quarantined"] is False
+    directory = tmp_path / "windows" / window.replace(":", "")
+    assert pq.read_table(directory / "trajectories.parquet").num_rows == 15
+    (reject,) = pq.read_table(directory / "quarantine.parquet").to_pylist()
+    assert reject["reason"] == "unknown_snapshot"
+
+
 def test_a_tampered_reward_stops_its_window_before_it_is_judged(
     conn: psycopg.Connection, postgres_url: str, instance: dg.DagsterInstance, tmp_path: Path
 ):

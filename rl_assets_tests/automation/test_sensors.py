@@ -144,6 +144,64 @@ def test_a_window_is_taken_when_it_has_news_and_not_again(
     assert "no window has moved since" in said(quiet)
 
 
+def test_an_hour_whose_run_failed_is_requested_again_and_then_left_to_a_person(
+    conn: psycopg.Connection, postgres_url: str, instance: dg.DagsterInstance
+):
+    hour = window_of(datetime.now(UTC) - timedelta(hours=3))
+    waiting(conn, 10, siblings=10, window=hour)
+    conn.execute('UPDATE trajectories SET "judgedAt" = NULL')
+    result = tick(trajectory_window_sensor, instance, postgres_url)
+    keys = []
+    for _ in range(4):
+        requests = result.run_requests or []
+        keys += [request.run_key for request in requests]
+        for request in requests:
+            run_of(instance, request).fail()
+        result = tick(trajectory_window_sensor, instance, postgres_url, result.cursor)
+    first = str(keys[0])
+    assert keys == [first, f"{first}:attempt-2", f"{first}:attempt-3"]
+    assert "no window has moved since" in said(result)
+    tags = [run.tags["rl_assets/if_failed"] for run in instance.get_runs()]
+    assert sorted(tags) == ["a person is needed", "another run followed", "another run followed"]
+
+
+@pytest.mark.parametrize("why_not", ["by hand", "retried by Dagster", "followed by another"])
+def test_an_hour_that_somebody_else_sees_to_is_not_requested_again(
+    conn: psycopg.Connection, postgres_url: str, instance: dg.DagsterInstance, why_not: str
+):
+    hour = window_of(datetime.now(UTC) - timedelta(hours=3))
+    waiting(conn, 10, siblings=10, window=hour)
+    conn.execute('UPDATE trajectories SET "judgedAt" = NULL')
+    taken = tick(trajectory_window_sensor, instance, postgres_url)
+    (request,) = taken.run_requests or []
+    tags = {"by hand": {"rl_assets/if_failed": ""}, "retried by Dagster": {"dagster/will_retry": "true"}}
+    run_of(instance, request, tags.get(why_not, {})).fail()
+    if why_not == "followed by another":
+        run_of(instance, request).start()
+    assert "no window has moved since" in said(tick(trajectory_window_sensor, instance, postgres_url, taken.cursor))
+
+
+class Launched:
+    """A run as the daemon makes one of a request."""
+
+    def __init__(self, instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
+        self._instance, self._run = instance, run
+
+    def fail(self) -> None:
+        self._instance.report_run_failed(self._run)
+
+    def start(self) -> None:
+        self._instance.report_dagster_event(
+            dg.DagsterEvent(dg.DagsterEventType.PIPELINE_START.value, self._run.job_name), self._run.run_id
+        )
+
+
+def run_of(instance: dg.DagsterInstance, request: dg.RunRequest, tags: dict[str, str] | None = None) -> Launched:
+    partition = {"dagster/partition": str(request.partition_key), "dagster/run_key": str(request.run_key)}
+    job = build_defs().resolve_job_def("pipeline_window")
+    return Launched(instance, instance.create_run_for_job(job, tags={**partition, **request.tags, **(tags or {})}))
+
+
 def test_registered_snapshots_are_requested_as_ranges(
     conn: psycopg.Connection, postgres_url: str, instance: dg.DagsterInstance
 ):
