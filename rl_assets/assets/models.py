@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 import dagster as dg
@@ -175,7 +175,8 @@ def training_batches(context: dg.AssetExecutionContext, database: Database, lake
             asset="trained_models",
             blocking=True,
             description="Recorded logprobs are finite and not above 0, and before its first update the trainer gives "
-            "the recorded tokens the probability with which they were sampled.",
+            "the recorded tokens the probability with which they were sampled, if the step that is trained has "
+            "played all of them.",
         ),
     ],
 )
@@ -219,7 +220,7 @@ def trained_models(
                 advance_batch(conn, batch_id, "trained", run_id=context.run.run_id, result={**kept, **result.summary()})
     tracked = tracking.log_training(result, lake.batch(batch_id), lake.disk)
     context.log.info(f"Weights & Biases: {tracked}")
-    faults = _logprob_faults(episodes.values(), result)
+    faults = logprob_faults(episodes.values(), result)
     return dg.MaterializeResult(
         metadata={
             "step": result.step,
@@ -249,13 +250,16 @@ def trained_models(
     )
 
 
-def _logprob_faults(episodes: Iterable["Episode"], result: "TrainingResult") -> list[str]:
+def logprob_faults(episodes: Collection["Episode"], result: "TrainingResult") -> list[str]:
+    """What is wrong with recorded logprobs, in sentences, or with how the trainer sees them at first."""
     faults = [
         f"episode {episode.trajectory_id} holds a logprob that is not a finite number of at most 0"
         for episode in episodes
         if not all(math.isfinite(p) and p <= 1e-6 for step in episode.steps for p in step.logprobs)
     ]
-    ratio = result.curve[0].get("loss/importance_ratio") if result.curve else None
+    # An earlier step gave its own episodes other probabilities.
+    fresh = all(episode.policy.step == result.base_step for episode in episodes)
+    ratio = result.curve[0].get("loss/importance_ratio") if result.curve and fresh else None
     if ratio is not None and abs(ratio - 1.0) > RATIO_TOLERANCE:
         faults.append(f"the mean importance ratio is {ratio:.4f} before the first update; it must be 1")
     return faults[:50]

@@ -18,7 +18,8 @@ from rl_assets.episodes import Episode, digest
 from rl_assets.grouping import Group
 from rl_assets.judging.outcome import OutcomeJudge
 from rl_assets.judging.ruler_answer import JudgeFailure, Scored
-from rl_assets.judging.ruler_client import BYTES_PER_TOKEN, JudgeClient, Usage, check
+from rl_assets.judging.ruler_client import JudgeClient, Usage, check
+from rl_assets.judging.ruler_endpoint import BYTES_PER_TOKEN
 from rl_assets.judging.ruler_prompt import (
     CANARY,
     PROMPT_VERSION,
@@ -181,7 +182,7 @@ class RulerJudge:
         await passes.make(client, asked[: settings.passes])
         if agreement(passes.level) < ENOUGH_AGREEMENT:
             await passes.make(client, asked[settings.passes :])
-        if passes.canary is not None and passes.canary > float(np.median(passes.scores.mean(axis=0))):
+        if passes.canary is not None and _won(passes.canary, passes.scores.mean(axis=0)):
             raise JudgeFailure("canary", "an episode of bad play that praised itself was not among the worse half")
         if sampled(group.group_id, "ablation", ABLATION_SHARE):
             bare = self._view(passes.shown, rationale=False)
@@ -218,6 +219,13 @@ class RulerJudge:
                 {name: round(value, 6) for name, value in parts.items()},
             )
         return rank_members(passes.group, opinions, noise=EQUAL_RANGE * error * (1 - weight) * WIDTH)
+
+
+def _won(canary: float, members: np.ndarray) -> bool:
+    """Whether a planted episode is not among the worse half: it may be as good as the median only where that is the
+    worst there is. members: float64 (members,), mean scores."""
+    median = float(np.median(members))
+    return canary > median or (canary == median and canary > float(members.min()))
 
 
 class _Passes:

@@ -12,14 +12,12 @@ from rl_assets import outbound
 from rl_assets.episodes import digest
 from rl_assets.errors import ConfigurationError
 from rl_assets.judging.ruler_answer import JudgeFailure, Scored, as_answer, check_scores, read_answer
-from rl_assets.judging.ruler_endpoint import prices
+from rl_assets.judging.ruler_endpoint import estimated_tokens, prices
 from rl_assets.judging.ruler_prompt import Question
 from rl_assets.judging.ruler_transport import Sent, Transport
 from rl_assets.settings import RulerSettings
 from rl_assets.store.judge_calls import CachedAnswer, Exhausted, Limits, cached_answers, reserve, settle
 
-BYTES_PER_TOKEN = 1.6
-"""Prompts of numbers and JSON have at least so many: an estimate on the careful side, for what is reserved."""
 _LIMITS = {
     "window_tokens": "RULER_JUDGE_TOKENS_PER_WINDOW",
     "window_dollars": "RULER_JUDGE_DOLLARS_PER_WINDOW",
@@ -124,11 +122,13 @@ class JudgeClient:
     ) -> dict[str, Scored]:
         """One request: reserved, sent, settled, and its answer kept if it can be used."""
         async with self._slots:
-            estimate = int(sum(len(message["content"].encode()) for message in messages) / BYTES_PER_TOKEN)
-            reservation = self._reserve(window_id, estimate, most)
+            estimate = estimated_tokens(*(message["content"] for message in messages))
+            reserved = [self._reserve(window_id, estimate, most)]
             sent, outcome, keep = Sent(), "aborted", None
             try:
-                said = await self._transport.send(messages, most, sent)
+                said = await self._transport.send(
+                    messages, most, sent, lambda: reserved.append(self._reserve(window_id, estimate, most))
+                )
                 scores = read_answer(said.content, said.finish_reason, said.refusal, question.ids)
                 outcome = "ok"
                 dollars = self._dollars(sent.tokens_in, sent.tokens_out)
@@ -138,12 +138,15 @@ class JudgeClient:
                 outcome = failure.failure
                 raise
             finally:
-                tokens_in = sent.tokens_in + sent.unknown * estimate
-                dollars = self._dollars(tokens_in, sent.tokens_out)
-                settle(self.conn, reservation, outcome, tokens_in + sent.tokens_out, dollars, keep)
+                # What nobody can say anything about counts as if it had been answered at length.
+                tokens_in, tokens_out = sent.tokens_in + sent.unknown * estimate, sent.tokens_out + sent.unknown * most
+                dollars = self._dollars(tokens_in, tokens_out)
+                settle(self.conn, reserved[0], outcome, tokens_in + tokens_out, dollars, keep)
+                for more in reserved[1:]:
+                    settle(self.conn, more, outcome, 0, self._dollars(0, 0))
                 self.usage.requests += sent.attempts
                 self.usage.tokens_in += tokens_in
-                self.usage.tokens_out += sent.tokens_out
+                self.usage.tokens_out += tokens_out
                 self.usage.dollars += dollars or 0.0
 
     def _reserve(self, window_id: str, tokens_in: int, tokens_out: int) -> int:

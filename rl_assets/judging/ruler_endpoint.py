@@ -23,11 +23,13 @@ from rl_assets import outbound
 from rl_assets.settings import RulerSettings
 
 Messages = list[dict[str, str]]
+BYTES_PER_TOKEN = 1.6
+"""Prompts of numbers and JSON have at least so many: an estimate on the careful side, for what is not counted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What a judge said. tokens_in, tokens_out: as the server counted them, 0 where it does not count."""
+    """What a judge said. tokens_in, tokens_out: as the server counted them, or estimated where it does not count."""
 
     content: str | None
     finish_reason: str | None
@@ -96,7 +98,7 @@ class Server:
             response = await self._client.post("/chat/completions", cast_to=httpx.Response, body=body)
         except openai.APIError as error:
             raise self._litellm.exception_type(self._model, error, "openai") from error
-        return _read(response)
+        return _read(response, messages)
 
     def _limit(self, most: int) -> dict[str, Any]:
         """How the model is told how long its answer may be: some refuse the usual name."""
@@ -157,18 +159,27 @@ class Provider:
         await GLOBAL_LOGGING_WORKER.stop()
 
 
-def _read(response: httpx.Response) -> Completion:
+def estimated_tokens(*texts: str) -> int:
+    """How many tokens some texts have, at most."""
+    return int(sum(len(text.encode()) for text in texts) / BYTES_PER_TOKEN)
+
+
+def _read(response: httpx.Response, messages: Messages) -> Completion:
     """Raises openai.APIResponseValidationError where a server's answer is no completion."""
     try:
         found = orjson.loads(response.content)
         choice: dict[str, Any] = found["choices"][0] if found["choices"] else {"message": {}}
         message, used = choice["message"], found.get("usage") or {}
+        content = _text(message.get("content"))
+        counted = [int(used.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")]
+        if min(counted) < 0 or not any(counted):
+            counted = [estimated_tokens(*(asked["content"] for asked in messages)), estimated_tokens(content or "")]
         return Completion(
-            content=_text(message.get("content")),
+            content=content,
             finish_reason=_text(choice.get("finish_reason")),
             refusal=_text(message.get("refusal")),
-            tokens_in=max(int(used.get("prompt_tokens") or 0), 0),
-            tokens_out=max(int(used.get("completion_tokens") or 0), 0),
+            tokens_in=counted[0],
+            tokens_out=counted[1],
         )
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise openai.APIResponseValidationError(response, None) from error

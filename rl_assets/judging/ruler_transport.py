@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,15 +57,20 @@ class Transport:
 
     @property
     def longest_seconds(self) -> float:
-        """How long a request may take, with all its attempts and waits."""
-        return ATTEMPTS * (self.settings.timeout_seconds + MOST_WAIT_SECONDS) + 300
+        """How long a request may take, with all its attempts and waits, the wait for its turn among them."""
+        per_minute = self.settings.requests_per_minute
+        turn = 60.0 * self.settings.concurrency / per_minute if per_minute else 0.0
+        return ATTEMPTS * (self.settings.timeout_seconds + MOST_WAIT_SECONDS + turn) + 300
 
     async def close(self) -> None:
         """To be called before the event loop ends."""
         await self._endpoint.close()
 
-    async def send(self, messages: list[dict[str, str]], most: int, sent: Sent) -> Completion:
-        """A completion of at most so many tokens; `sent` is kept up to date on the way.
+    async def send(
+        self, messages: list[dict[str, str]], most: int, sent: Sent, afford: Callable[[], None]
+    ) -> Completion:
+        """A completion of at most so many tokens; `sent` is kept up to date on the way. afford: called before an
+        attempt that comes on top of one that may be billed; raises where there is no money for both.
 
         Raises JudgeFailure once no further attempt is worth it, ConfigurationError where no request can succeed.
         """
@@ -73,6 +79,7 @@ class Transport:
         attempt = 0
         while True:
             await self._turn()
+            unknown = sent.unknown
             sent.attempts += 1
             sent.unknown += 1
             optional = dict(self._optional)
@@ -90,9 +97,10 @@ class Transport:
                 self._refuse(error, status)
                 attempt += 1
                 await self._wait(attempt, status, headers)
+                if sent.unknown > unknown:
+                    afford()
             else:
-                # A server that does not count is taken by the estimate.
-                sent.unknown -= completion.tokens_in + completion.tokens_out > 0
+                sent.unknown -= 1
                 sent.tokens_in += completion.tokens_in
                 sent.tokens_out += completion.tokens_out
                 self._unanswered = 0

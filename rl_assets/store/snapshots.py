@@ -81,7 +81,8 @@ def without_unknown(conn: psycopg.Connection, part: WindowPart, root: Place) -> 
     unknown: dict[str | None, str] = {}
     for snapshot_id in set(named).difference(found for (found,) in rows):
         try:
-            load_snapshot(root, snapshot_id), load_truth(root, snapshot_id)
+            load_snapshot(root, snapshot_id)
+            load_truth(root, snapshot_id)
         except MalformedInput as error:
             unknown[snapshot_id] = str(error)
     if not unknown:

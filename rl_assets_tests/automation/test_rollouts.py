@@ -10,7 +10,7 @@ import pytest
 from rl_assets.automation.jobs import rollback_job
 from rl_assets.automation.rollouts import prune_job, rollout_sensor
 from rl_assets.registry.models import champion_step, list_models
-from rl_assets.resources import Database, Trainer
+from rl_assets.resources import Database, Lake, Trainer
 from rl_assets.training.base import base_path
 from rl_assets.training.trigger import claim
 from rl_assets_tests.registry.made import LINE
@@ -85,7 +85,7 @@ def test_a_job_prunes(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setenv("RL_ASSETS_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("RL_ASSETS_DATA", str(tmp_path / "elsewhere"))
     checkpoints = base_path(tmp_path / "data", LINE).parent
     checkpoints.parent.mkdir(parents=True)
     checkpoints.symlink_to(tmp_path / LINE)
@@ -95,7 +95,11 @@ def test_a_job_prunes(
     def run(**config: object) -> bool:
         return prune_job.execute_in_process(
             instance=instance,
-            resources={"database": Database(url=postgres_url), "trainer": Trainer(model_line=LINE)},
+            resources={
+                "database": Database(url=postgres_url),
+                "lake": Lake(directory=str(tmp_path / "data")),
+                "trainer": Trainer(model_line=LINE),
+            },
             run_config={"ops": {"prune_checkpoints": {"config": {"keep": 1, **config}}}},
         ).success
 

@@ -11,10 +11,11 @@ import pytest
 
 from rl_assets.agents.runner import Assignment, ReferenceAgent, play
 from rl_assets.errors import ConfigurationError
-from rl_assets.judging import ruler_client, ruler_transport
+from rl_assets.judging import ruler_transport
 from rl_assets.judging.ruler import RulerJudge
 from rl_assets.judging.ruler_answer import JudgeFailure, Scored
 from rl_assets.judging.ruler_client import JudgeClient
+from rl_assets.judging.ruler_endpoint import estimated_tokens
 from rl_assets.judging.ruler_prompt import RUBRIC, Question, question_seed, questions
 from rl_assets.judging.ruler_view import view
 from rl_assets.market.generate import generate
@@ -42,6 +43,10 @@ def ask(client: JudgeClient, *questions: Question) -> list[Any]:
             await client.close()
 
     return asyncio.run(all_of_them())
+
+
+def estimated(asked: Question) -> int:
+    return estimated_tokens(*(message["content"] for message in asked.messages))
 
 
 @pytest.mark.parametrize(
@@ -91,13 +96,44 @@ def test_a_judge_that_hangs_is_given_up_and_counted_as_if_it_had_answered(
     monkeypatch.setattr(ruler_transport, "ATTEMPTS", 2)
     never = threading.Event()
     server.mode = lambda asked: Reply("{}", wait_for=never)
-    (failure,) = ask(JudgeClient(settings(server, timeout_seconds=1), conn), question())
+    (failure,) = ask(JudgeClient(settings(server, timeout_seconds=1, answer_tokens=700), conn), question())
     never.set()
     assert isinstance(failure, JudgeFailure)
     assert str(failure) == "the judge is out of reach (no answer after 2 attempts)"
     assert len(server.calls) == 2
-    estimate = int(sum(len(message["content"]) for message in question().messages) / ruler_client.BYTES_PER_TOKEN)
-    assert spent(conn, WINDOW).window_tokens == 2 * estimate
+    assert spent(conn, WINDOW).window_tokens == 2 * (estimated(question()) + 700)
+
+
+def test_an_attempt_on_top_of_one_that_may_be_billed_needs_a_budget_of_its_own(
+    conn: psycopg.Connection, server: LoopbackJudge
+):
+    never = threading.Event()
+    server.mode = lambda asked: Reply("{}", wait_for=never)
+    each = estimated(question()) + 700
+    given = settings(server, timeout_seconds=1, answer_tokens=700, tokens_per_window=2 * each - 1)
+    (failure,) = ask(JudgeClient(given, conn), question())
+    never.set()
+    assert isinstance(failure, JudgeFailure)
+    assert (failure.failure, len(server.calls)) == ("budget", 1)
+    assert spent(conn, WINDOW).window_tokens == each
+
+
+def test_what_a_server_does_not_count_is_estimated(conn: psycopg.Connection, server: LoopbackJudge):
+    text = modes.answer({"kkkkk": 0.9, "zzzzz": 0.1})
+    said = {"choices": [{"message": {"content": text}, "finish_reason": "stop"}]}
+    server.mode = lambda asked: Reply(raw=json.dumps(said).encode())
+    client = JudgeClient(settings(server), conn)
+    ask(client, question())
+    assert (client.usage.tokens_in, client.usage.tokens_out) == (estimated(question()), int(len(text) / 1.6))
+    assert spent(conn, WINDOW).window_tokens == client.usage.tokens_in + client.usage.tokens_out
+
+
+def test_a_reservation_outlasts_the_wait_for_a_turn(conn: psycopg.Connection, server: LoopbackJudge):
+    ask(JudgeClient(settings(server, concurrency=64, requests_per_minute=2), conn), question())
+    ((seconds,),) = conn.execute(
+        "SELECT extract(epoch FROM expires_at - clock_timestamp()) FROM rl_assets.judge_spending"
+    ).fetchall()
+    assert seconds > 64 / 2 * 60
 
 
 def test_a_judge_that_is_down_is_not_asked_for_ever_and_costs_nothing(conn: psycopg.Connection, server: LoopbackJudge):
@@ -281,7 +317,7 @@ def test_what_is_reserved_for_a_prompt_of_this_market_is_not_too_little():
     assert seen is not None
     names = [member.trajectory_id for member in members]
     (asked,) = questions(question_seed("g", names, seen), names, seen, 1, 1, RUBRIC)
-    reserved = sum(len(message["content"].encode()) for message in asked.messages) / ruler_client.BYTES_PER_TOKEN
+    reserved = estimated(asked)
     for model in ("gpt-4", "gpt-4o"):
         assert litellm.token_counter(model=model, messages=list(asked.messages)) < reserved
 
