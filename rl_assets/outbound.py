@@ -76,7 +76,7 @@ class PrivateHosts:
         inner = _embedded(address)
         if inner.is_link_local or inner.is_multicast or inner.is_unspecified or any(inner in net for net in _NEVER):
             return False
-        if inner.is_global:
+        if inner.is_global and not getattr(inner, "is_site_local", False):
             return True
         if _literal(host) is None:
             return host.lower().rstrip(".") in self.names

@@ -35,6 +35,7 @@ FORBIDDEN = [
     "http://10.1.2.3/v1",
     "http://192.168.0.7:8000/v1",
     "http://[fd12::1]/v1",
+    "http://[fec0::1]/v1",
 ]
 ALLOWED = ["http://127.0.0.1:8000/v1", "http://[::1]:8000/v1", "http://localhost/v1", "https://1.1.1.1/v1"]
 

@@ -5,11 +5,13 @@ alert has gone out, so an alert comes late rather than never.
 """
 
 import json
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import dagster as dg
 
 from rl_assets.automation.runs import PARTITION, RANGE_END, RANGE_START
+from rl_assets.errors import ServiceError
 
 if TYPE_CHECKING:
     from dagster_shared.error import SerializableErrorInfo
@@ -20,6 +22,8 @@ ALERT = "rl_assets/alert"
 """Tag of runs that failed: `undelivered`, or `sent`."""
 MOST_RESENT = 2
 """Alerts that a tick sends again: each may take a third of its minute."""
+MOST_LEFT = 100
+"""Runs among which a tick chooses these."""
 
 
 class Alerts(dg.ConfigurableResource):
@@ -53,17 +57,33 @@ def run_failure_alert_sensor(context: dg.RunFailureSensorContext, alerts: Alerts
     "found stale since the last look.",
 )
 def alert_backlog_sensor(context: dg.SensorEvaluationContext, alerts: Alerts) -> dg.SensorResult:
-    instance = context.instance
-    left = instance.get_runs(dg.RunsFilter(tags={ALERT: "undelivered"}), limit=MOST_RESENT)
-    for run in left:
-        _send(instance, alerts, run, _recorded_error(instance, run.run_id))
+    instance, now = context.instance, int(datetime.now(UTC).timestamp() // 60)
     known: dict[str, str] = json.loads(context.cursor or "{}")
     states = _freshness(context)
     stale = sorted(name for name, state in states.items() if state == "FAIL" and known.get(name) != "FAIL")
+    delivered, failures = [], []
     for name in stale:
-        alerts.notifier().notify(_stale(name))
-    reason = f"{len(left)} alerts sent again; stale since the last look: {', '.join(stale) or 'nothing'}"
-    return dg.SensorResult(skip_reason=reason, cursor=json.dumps(states, sort_keys=True))
+        try:
+            alerts.notifier().notify(_stale(name))
+            delivered.append(name)
+        except ServiceError as error:
+            failures.append(error)
+            states[name] = known.get(name, "UNKNOWN")  # so that it is news again
+    left = instance.get_runs(dg.RunsFilter(tags={ALERT: "undelivered"}), limit=MOST_LEFT)
+    # In turns, for one that is refused for good must not keep the others.
+    for run in [left[(now * MOST_RESENT + place) % len(left)] for place in range(min(MOST_RESENT, len(left)))]:
+        try:
+            _send(instance, alerts, run, _recorded_error(instance, run.run_id))
+            delivered.append(f"run {run.run_id}")
+        except ServiceError as error:
+            failures.append(error)
+    if failures and not delivered:
+        raise failures[0]
+    told = f"sent: {', '.join(delivered) or 'nothing was left to send, and nothing has gone stale'}"
+    if failures:
+        context.log.error("%d alerts did not get out: %s", len(failures), failures[0])
+        told += f"; {len(failures)} did not get out: {failures[0]}"
+    return dg.SensorResult(skip_reason=told, cursor=json.dumps(states, sort_keys=True))
 
 
 def _send(instance: dg.DagsterInstance, alerts: Alerts, run: dg.DagsterRun, error: str) -> None:

@@ -48,15 +48,9 @@ def connect(url: str) -> psycopg.Connection:
 
     Accepts URLs as SQLAlchemy and as Babylon's Prisma write them. Raises DatabaseError, which never holds the password.
     """
-    plain, schema, pooled = _plain_url(url)
+    plain, schema = _plain_url(url)
     try:
-        conn = psycopg.connect(
-            plain,
-            autocommit=True,
-            connect_timeout=CONNECT_SECONDS,
-            application_name="rl-assets",
-            prepare_threshold=None if pooled else 5,
-        )
+        conn = psycopg.connect(plain, autocommit=True, connect_timeout=CONNECT_SECONDS, application_name="rl-assets")
     except psycopg.OperationalError as error:
         raise DatabaseError(_unreachable(plain, str(error))) from None
     except (psycopg.ProgrammingError, UnicodeError):
@@ -126,8 +120,8 @@ def _transactional(url: str) -> psycopg.Connection:
     return conn
 
 
-def _plain_url(url: str) -> tuple[str, str | None, bool]:
-    """The URL as libpq wants it, the schema that Prisma's names, and whether a transaction pooler is in between."""
+def _plain_url(url: str) -> tuple[str, str | None]:
+    """The URL as libpq wants it, and the schema that Prisma's names."""
     try:
         parts = urlsplit(url.strip())
         query = parse_qsl(parts.query, keep_blank_values=True)
@@ -136,10 +130,15 @@ def _plain_url(url: str) -> tuple[str, str | None, bool]:
     if parts.scheme not in _SCHEMES:
         raise DatabaseError(_NOT_A_URL)
     prisma = {name: value for name, value in query if name in _PRISMA}
+    if prisma.get("pgbouncer") == "true":
+        raise DatabaseError(
+            "the database URL says pgbouncer=true, and a pooler of transactions loses the locks of a session, which "
+            "keep agents and migrations apart; give the direct URL, the one that Prisma calls directUrl"
+        )
     rest = urlencode([(name, value) for name, value in query if name not in _PRISMA])
     plain = urlunsplit(("postgresql", parts.netloc, parts.path, rest, ""))
     schema = prisma.get("schema")
-    return plain, None if schema in (None, "", "public") else schema, prisma.get("pgbouncer") == "true"
+    return plain, None if schema in (None, "", "public") else schema
 
 
 def _unreachable(url: str, said: str) -> str:

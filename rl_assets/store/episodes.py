@@ -176,8 +176,9 @@ def changed_windows(conn: psycopg.Connection, since: datetime | None, limit: int
         conditions.append(SQL('"updatedAt" >= %(since)s'))
         parameters["since"] = naive(since)
         if not _has_news_index(conn):
-            conditions.append(SQL('"windowId" >= %(oldest)s'))
-            parameters["oldest"] = (since.astimezone(UTC) - RECENT).strftime(WINDOW_FORMAT)
+            oldest = since.astimezone(UTC) - RECENT
+            conditions.append(SQL('("windowId" >= %(oldest)s OR "windowId" IS NULL AND "endTime" >= %(ended)s)'))
+            parameters |= {"oldest": oldest.strftime(WINDOW_FORMAT), "ended": naive(oldest)}
     query = SQL("""
         WITH news AS (
           SELECT {window} AS "window", max("updatedAt") AS newest FROM trajectories WHERE {conditions} GROUP BY 1)

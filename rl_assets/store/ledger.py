@@ -21,7 +21,7 @@ from rl_assets.episodes import digest
 from rl_assets.errors import DatabaseError, LedgerConflict
 from rl_assets.judging import JudgementSet
 from rl_assets.store.mirror import mirror_judgements, mirror_training
-from rl_assets.store.offers import oldest, refill, waiting_ids
+from rl_assets.store.offers import oldest_free, refill, waiting_ids
 from rl_assets.training.manifest import Manifest, ManifestGroup
 
 LOCK = 0x726C_0003
@@ -165,7 +165,7 @@ def claim_batch(
     with _writing(conn):
         in_flight = batches(conn, model_line=model_line, states=IN_FLIGHT, limit=1)
         steps = range(max(base_step - most_stale, 0), base_step + 1)
-        offers = [] if in_flight else oldest(conn, model_line, steps, minimum)
+        offers = [] if in_flight else oldest_free(conn, model_line, steps, minimum)
         found = sum(len(ids) for _, _, _, _, ids, _ in offers)
         if not offers or (found < minimum and forced_by is None):
             if forced_by is None:

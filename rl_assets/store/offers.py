@@ -76,6 +76,23 @@ def oldest(conn: psycopg.Connection, model_line: str, steps: range, minimum: int
     ).fetchall()
 
 
+def oldest_free(conn: psycopg.Connection, model_line: str, steps: range, minimum: int) -> list[tuple]:
+    """What `oldest` gives once all of it is free: the game's own trainer may have used an episode since it was offered,
+    and somebody may have deleted it. Windows in which that is so are refilled."""
+    while True:
+        offers = oldest(conn, model_line, steps, minimum)
+        ids = [identity for *_, members, _ in offers for identity in members]
+        rows = conn.execute(
+            'SELECT "trajectoryId" FROM trajectories WHERE "trajectoryId" = ANY(%s) AND NOT "usedInTraining"', [ids]
+        ).fetchall()
+        gone = set(ids).difference(identity for (identity,) in rows)
+        stale = {window for _, window, _, _, members, _ in offers if gone.intersection(members)}
+        if not stale:
+            return offers
+        for window in sorted(stale):
+            refill(conn, window)
+
+
 def _trainable(
     conn: psycopg.Connection, judged: Sequence[tuple[str, str]]
 ) -> Iterator[tuple[str, dict[str, Any], dict[str, float]]]:

@@ -1,5 +1,7 @@
+import contextlib
 from collections.abc import Iterator
-from typing import Any
+from datetime import datetime, tzinfo
+from typing import Any, Self
 
 import dagster as dg
 import pytest
@@ -13,6 +15,8 @@ from rl_assets.errors import MalformedInput, ServiceError
 HOUR = "2026-11-23T08:00"
 sent: list[Alert] = []
 broken: list[bool] = []
+refused: set[str] = set()
+"""Runs and assets of which no alert is taken."""
 
 
 class Mailbox(Alerts):
@@ -24,6 +28,8 @@ class Mailbox(Alerts):
     def notify(self, alert: Alert) -> None:
         if broken:
             raise ServiceError("the mailbox is shut")
+        if refused & {alert.subject, alert.run_id}:
+            raise ServiceError("the mailbox does not take this one")
         sent.append(alert)
 
 
@@ -39,6 +45,7 @@ def hourly() -> None:
 def instance() -> Iterator[dg.DagsterInstance]:
     sent.clear()
     broken.clear()
+    refused.clear()
     with dg.instance_for_test() as one:
         yield one
 
@@ -129,6 +136,43 @@ def test_an_asset_that_goes_stale_is_told_once(instance: dg.DagsterInstance):
     enter(instance, "judged_rankings", FreshnessState.FAIL)
     look(instance, again.cursor)
     assert len(sent) == 2
+
+
+def test_an_alert_that_is_refused_for_good_keeps_no_other(
+    instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+):
+    results = [failed_run(instance) for _ in range(4)]
+    broken.append(True)
+    for result in results:
+        with pytest.raises(ServiceError):
+            react(instance, result)
+    broken.clear()
+    refused.update(result.run_id for result in results[1:])
+    enter(instance, "judged_rankings", FreshnessState.FAIL)
+    enter(instance, "recorded_trajectories", FreshnessState.FAIL)
+    refused.add("judged_rankings")
+    cursor = look(instance).cursor
+    assert "recorded_trajectories" in [alert.subject for alert in sent]
+    for minute in range(4):
+        monkeypatch.setattr("rl_assets.automation.alerts.datetime", clock(60.0 * minute))
+        with contextlib.suppress(ServiceError):
+            cursor = look(instance, cursor).cursor
+    assert [alert.run_id for alert in sent if alert.run_id] == [results[0].run_id]
+    assert [alert.subject for alert in sent].count("recorded_trajectories") == 1
+    refused.clear()
+    look(instance, cursor)
+    assert [alert.subject for alert in sent].count("judged_rankings") == 1
+
+
+def clock(seconds: float) -> type:
+    """A datetime by which it is always the same moment."""
+
+    class Stopped(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Self:
+            return cls.fromtimestamp(seconds, tz)
+
+    return Stopped
 
 
 def test_both_sensors_are_on_and_watch_every_job():

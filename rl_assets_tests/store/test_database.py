@@ -106,7 +106,7 @@ def test_a_database_of_a_later_version_is_refused(postgres_url: str):
         migrate(postgres_url)
 
 
-@pytest.mark.parametrize("suffix", ["", "?schema=public&connection_limit=5", "?pgbouncer=true&sslmode=prefer"])
+@pytest.mark.parametrize("suffix", ["", "?schema=public&connection_limit=5", "?pgbouncer=false&sslmode=prefer"])
 @pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+psycopg2"])
 def test_urls_as_babylon_and_sqlalchemy_write_them_are_understood(postgres_url: str, scheme: str, suffix: str):
     url = scheme + postgres_url.removeprefix("postgresql") + suffix
@@ -128,6 +128,11 @@ def test_what_is_wrong_with_a_url_is_said_without_the_password(postgres_url: str
     with pytest.raises(DatabaseError, match=said) as caught:
         connect(url)
     assert password not in str(caught.value)
+
+
+def test_a_pooler_of_transactions_is_refused(postgres_url: str):
+    with pytest.raises(DatabaseError, match="give the direct URL"):
+        connect(f"{postgres_url}?pgbouncer=true")
 
 
 @pytest.mark.parametrize("wrong", ["", "mysql://a@b/c", "postgresql://[::1", "hello"])

@@ -273,6 +273,10 @@ def test_without_the_index_only_recent_windows_are_looked_at(conn: psycopg.Conne
     conn.execute("DROP INDEX rl_assets_trajectories_news_idx")
     write_episodes(conn, [an_episode(agent_id=agent, window_id="2020-01-01T00:00"), an_episode(agent_id=agent)])
     assert [state.window_id for state in changed_windows(conn, HOUR, 10)] == [WINDOW]
+    conn.execute("DELETE FROM trajectories")
+    write_episodes(conn, [an_episode(agent_id=agent)])
+    conn.execute('UPDATE trajectories SET "windowId" = NULL')
+    assert [state.window_id for state in changed_windows(conn, HOUR, 10)] == [WINDOW]
 
 
 def test_a_row_that_changes_between_reading_and_judging_stays_news(conn: psycopg.Connection):

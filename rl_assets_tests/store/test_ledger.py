@@ -201,6 +201,19 @@ def test_what_is_gone_or_was_used_by_somebody_else_does_not_wait(conn: psycopg.C
     assert record_judgements(conn, judged(episodes)) == 4
 
 
+def test_what_is_gone_or_was_used_since_it_was_offered_is_not_claimed(conn: psycopg.Connection):
+    episodes = waiting(conn, 12)
+    conn.execute('DELETE FROM trajectories WHERE "trajectoryId" = %s', [episodes[0].trajectory_id])
+    conn.execute(
+        'UPDATE trajectories SET "usedInTraining" = true WHERE "trajectoryId" = %s', [episodes[2].trajectory_id]
+    )
+    assert claim_batch(conn, model_line=LINE, base_step=0, minimum=12, forced_by=None) is None
+    assert readiness(conn, LINE, 0).fresh == 8
+    batch = claim_batch(conn, model_line=LINE, base_step=0, minimum=8, forced_by=None)
+    assert batch is not None
+    assert ids_of(batch) == {episode.trajectory_id for episode in episodes[4:]}
+
+
 def test_groups_without_a_verdict_wait_for_a_judge_and_keep_an_earlier_one(conn: psycopg.Connection):
     whole = judged(recorded(conn, 6))
     groups = whole.groups
