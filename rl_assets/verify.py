@@ -25,8 +25,6 @@ PINNED = {"openpipe-art": "0.5.18", "transformers": "5.2.0", "sqlalchemy": "2.0"
 """Packages of which other versions are known to break, with what their version must begin with."""
 STALE = timedelta(minutes=2)
 """A daemon that has not reported for this long is taken to be down."""
-STUCK = timedelta(hours=6)
-"""A batch that has not moved for this long waits for a person."""
 
 
 @dataclass(frozen=True)
@@ -116,17 +114,22 @@ def database(conn: psycopg.Connection) -> Iterator[Finding]:
     """The server and the tables in it."""
     area = "database"
     yield Finding(area, "server", "pass", f"PostgreSQL {_one(conn, 'show server_version')}")
-    for schema, table in (
-        ("public", "trajectories"),
-        ("public", "llm_call_logs"),
-        ("public", "trained_models"),
-        ("rl_assets", "snapshots"),
-        ("rl_assets", "offers"),
-        ("rl_assets", "champion"),
-    ):
-        there = _one(conn, "select to_regclass(%s)", f'{schema}."{table}"') is not None
+    # The game's tables are in the schema that the URL names, which is first in the search path.
+    game = ("trajectories", "llm_call_logs", "trained_models")
+    for table in (*game, "rl_assets.snapshots", "rl_assets.offers", "rl_assets.champion"):
+        there = _one(conn, "select to_regclass(%s)", table) is not None
         remedy = "" if there else "rl-assets db migrate"
-        yield Finding(area, f"{schema}.{table}", "pass" if there else "fail", "there" if there else "missing", remedy)
+        yield Finding(area, table, "pass" if there else "fail", "there" if there else "missing", remedy)
+    indexed = _one(conn, "select to_regclass(%s)", '"rl_assets_trajectories_news_idx"') is not None
+    yield Finding(
+        area,
+        "index on news",
+        "pass" if indexed else "warn",
+        "there"
+        if indexed
+        else "missing: ticks read the last two days of trajectories, and late rows of older hours are not noticed",
+        "" if indexed else "create it as docs/production.md says",
+    )
 
 
 def data(conn: psycopg.Connection, settings: Settings) -> Iterator[Finding]:
@@ -227,6 +230,14 @@ def registry(conn: psycopg.Connection, settings: Settings) -> Iterator[Finding]:
     else:
         live = get_latest_rl_model(conn, line)
         yield Finding(area, "champion", "pass", f"{live.model_line} step {live.step}: its checkpoint is whole")
+        if settings.database_url is not None and step > 0 and not isinstance(live.checkpoint_path, Remote):
+            yield Finding(
+                area,
+                "the game's app",
+                "warn",
+                "plays what W&B serves, and this champion is on a disk",
+                "set WANDB_API_KEY to train there, or let the app play another model",
+            )
     rollout = open_rollout(conn, line)
     if rollout is not None and rollout.state == "staged":
         yield Finding(

@@ -13,10 +13,13 @@ from dagster._core.scheduler.instigation import InstigatorState, InstigatorStatu
 
 from rl_assets.automation.alerts import ALERT
 from rl_assets.operations import newest_migration, operations
+from rl_assets.registry.models import promote
 from rl_assets.settings import REPOSITORY, Settings
+from rl_assets.store.database import connect
 from rl_assets.store.live import give_points, register
-from rl_assets.verify import Finding
+from rl_assets.verify import Finding, database, registry
 from rl_assets_tests.a2a.sdk import Servers
+from rl_assets_tests.registry.made import LINE, a_base, a_candidate, evaluated
 
 
 @pytest.fixture
@@ -101,6 +104,26 @@ def test_what_is_wrong_is_said_with_what_to_do(
     assert "rl-assets db migrate" in findings["migrations"].remedy
     assert findings["sensors"].detail == "switched off: training_sensor"
     assert all(one.remedy for one in findings.values() if one.state != "pass")
+
+
+def test_tables_in_a_schema_of_the_game_are_found_and_a_missing_index_is_told(postgres_url: str):
+    with connect(postgres_url) as conn:
+        conn.execute('DROP INDEX "rl_assets_trajectories_news_idx"')
+        conn.execute("ALTER SCHEMA public RENAME TO game; CREATE SCHEMA public")
+    with connect(f"{postgres_url}?schema=game") as conn:
+        findings = {finding.check: finding for finding in database(conn)}
+    assert {name: one.state for name, one in findings.items() if one.state != "pass"} == {"index on news": "warn"}
+    assert "docs/production.md" in findings["index on news"].remedy
+
+
+def test_a_champion_that_the_games_app_cannot_play_is_told(conn: psycopg.Connection, tmp_path: Path):
+    a_base(conn, tmp_path)
+    promoted = a_candidate(conn, tmp_path, 1)
+    evaluated(conn, promoted, promote=True)
+    promote(conn, LINE, promoted.step)
+    for url, states in ((None, set()), ("postgresql://me@host/babylon", {"warn"})):
+        settings = Settings(tmp_path, database_url=url, model_line=LINE)
+        assert {f.state for f in registry(conn, settings) if f.check == "the game's app"} == states
 
 
 def test_without_a_webhook_production_is_warned(

@@ -20,9 +20,9 @@ State = dict[str, Any]
 class Limits:
     """kl_ceiling: mean nats per token from who played at which the passes end early.
 
-    A run stops without a checkpoint if, over a pass, the mean nats per token are fewer than entropy_floor, if the share
-    of orders among answers falls under least_trades of what it was at first, or if that of refused ones passes
-    most_invalid.
+    A run stops without a checkpoint if, over the last quarter of a pass, the mean nats per token are fewer than
+    entropy_floor, if the share of orders among answers falls under least_trades of what it was at first, or if that of
+    refused ones passes most_invalid.
     """
 
     kl_ceiling: float = 1.0
@@ -55,8 +55,8 @@ class Progress:
         Raises CollapsedPolicy where a limit is passed.
         """
         points = [point for point in self.curve if point["pass"] == len(self.passes)]
-        mean = {name: sum(point[name] for point in points) / len(points) for name in points[0]}
-        self._guard(mean, limits)
+        last = points[-max(len(points) // 4, 1) :]  # over all of it, what falls late is still high on average
+        self._guard({name: sum(point[name] for point in last) / len(last) for name in last[0]}, limits)
         winning = gain is None or gain > max((p["held_out_gain"] for p in self.passes), default=-float("inf"))
         summary = {"pass": float(len(self.passes)), "kl_base": points[-1]["loss/kl_base"]}
         self.passes.append(summary if gain is None else {**summary, "held_out_gain": gain})
