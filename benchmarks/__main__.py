@@ -1,7 +1,7 @@
 """`python -m benchmarks [NAME ...]`: run the named benchmarks, or all but the long ones, one after the other.
 
-`learning` (five base policies, five trainings and their evaluations) and `loop` (the whole demo) run only if they are
-named.
+Long ones run only if they are named: `data_plane` (a window of a million episodes), `learning` (five base policies,
+three trainings of each by either judge, and their evaluations) and `loop` (the whole demo).
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import sys
 import benchmarks
 
 SHARED = ("server", "timing")
-LONG = ("learning", "loop")
+LONG = {"data_plane": [[]], "learning": [["--judge", "outcome"], ["--judge", "ruler"]], "loop": [[]]}
+"""With the arguments of each of its runs."""
 
 
 def main(names: list[str]) -> int:
@@ -25,7 +26,8 @@ def main(names: list[str]) -> int:
         return 2
     chosen = names or [name for name in known if name not in LONG]
     # Each in a process of its own: what one leaves in memory or caches is no part of the next one's figures.
-    codes = [subprocess.call([sys.executable, "-m", f"benchmarks.{name}"]) for name in chosen]
+    runs = [(name, given) for name in chosen for given in LONG.get(name, [[]])]
+    codes = [subprocess.call([sys.executable, "-m", f"benchmarks.{name}", *given]) for name, given in runs]
     return 1 if any(codes) else 0
 
 

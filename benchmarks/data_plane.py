@@ -1,6 +1,6 @@
 """Windows of growing size: time and peak memory of reading, grouping and judging them, and what polars takes to group.
 
-python -m benchmarks.data_plane [EPISODES ...]      10000, 30000 and 100000 unless told; each has 20 steps
+python -m benchmarks.data_plane [EPISODES ...]      10000, 100000 and 1000000 unless told; each has 20 steps
 
 Every stage is a process of its own, whose peak of resident memory is told.
 """
@@ -175,7 +175,7 @@ def measured(episodes: int) -> dict[str, Cost]:
 
 def main(sizes: list[int]) -> None:
     before: tuple[int, dict[str, Cost]] | None = None
-    for episodes in sizes or [10_000, 30_000, 100_000]:
+    for episodes in sizes or [10_000, 100_000, 1_000_000]:
         found = measured(episodes)
         if before is not None:
             times = {s: c.cpu / before[1][s].cpu / (episodes / before[0]) for s, c in found.items()}

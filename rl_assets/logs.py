@@ -21,7 +21,8 @@ from rl_assets.redact import redact
 VARIABLE = "RL_ASSETS_JSON_LOG"
 PACKAGE = "rl_assets"
 PARTITION = "dagster/partition"
-RANGE = ("dagster/asset_partition_range_start", "dagster/asset_partition_range_end")
+RANGE_START = "dagster/asset_partition_range_start"
+RANGE_END = "dagster/asset_partition_range_end"
 BATCH = "batch-"
 """How the key of a batch's partition begins."""
 
@@ -111,5 +112,5 @@ def install() -> None:
 def _partition(tags: Mapping[str, str]) -> str | None:
     if PARTITION in tags:
         return tags[PARTITION]
-    start, end = (tags.get(name) for name in RANGE)
+    start, end = (tags.get(name) for name in (RANGE_START, RANGE_END))
     return f"{start}...{end}" if start is not None and end is not None else None

@@ -207,7 +207,7 @@ class Settings:
         if base_policy not in BASES:
             raise ConfigurationError(f"TRAINING_BASE_POLICY={base_policy!r} is unknown; set it to {' or '.join(BASES)}")
         return cls(
-            data_dir=Path(env.get("RL_ASSETS_DATA") or REPOSITORY / "data").expanduser().absolute(),
+            data_dir=_data_dir(env),
             database_url=_postgres(env, "DATABASE_URL"),
             dagster_pg_url=_postgres(env, "DAGSTER_PG_URL"),
             min_trajectories=_at_least(env, "TRAINING_MIN_TRAJECTORIES", 1000, least=1),
@@ -249,7 +249,7 @@ def prepare_environment(env: MutableMapping[str, str] | None = None) -> None:
     """Set what libraries read at import. Every entry point calls this first; what a person has set stays as it is."""
     env = os.environ if env is None else env
     cores = str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    data_dir = Path(env.get("RL_ASSETS_DATA") or REPOSITORY / "data").expanduser().absolute()
+    data_dir = _data_dir(env)
     for name, value in {
         "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # else litellm asks GitHub for prices when it is imported
         "HF_HUB_OFFLINE": "1",  # the embedded policy is built here; nothing is to be looked up on a hub
@@ -269,6 +269,10 @@ def prepare_environment(env: MutableMapping[str, str] | None = None) -> None:
         env.setdefault(name, value)
     if not env.get("WANDB_API_KEY"):
         env.setdefault("WANDB_MODE", "disabled")
+
+
+def _data_dir(env: Mapping[str, str]) -> Path:
+    return Path(env.get("RL_ASSETS_DATA") or REPOSITORY / "data").expanduser().absolute()
 
 
 def _at_least(env: Mapping[str, str], name: str, default: int, *, least: int) -> int:

@@ -32,11 +32,10 @@ _numbers = itertools.count()
 TOGETHER = {
     "rl_assets_tests/integration/test_demo.py": "looped",
     "rl_assets_tests/integration/test_backfill.py": "looped",
-    "rl_assets_tests/browser/": "browser",
+    "rl_assets_tests/browser/": "looped",
     "rl_assets_tests/crash/": "crash",
 }
-"""By how they begin, the files whose tests share what takes long to make, and by what name. The browser's have a loop
-of their own: behind the others' they would be what the whole waits for."""
+"""By how they begin, the files whose tests share what takes long to make, and by what name."""
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -16,10 +16,10 @@ from rl_assets.collector import paused_collector
 from rl_assets.episodes import Episode, Policy, Sampling, Step, window_of
 from rl_assets.market.engine import LIQUIDATED, Engine, Fills
 from rl_assets.market.exchange import engine_for
-from rl_assets.market.snapshot import Snapshot, Truth
+from rl_assets.market.snapshot import Truth
+from rl_assets.market.snapshot import World as World
 from rl_assets.spread import spread
 
-World = tuple[Snapshot, Truth]
 PART = 128
 """Episodes that are played side by side, wherever that is: a last digit of a logprob depends on how many there are."""
 

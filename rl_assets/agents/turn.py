@@ -28,11 +28,10 @@ from rl_assets.episodes import digest
 from rl_assets.errors import RlAssetsError
 from rl_assets.market.engine import Do, Orders
 from rl_assets.market.snapshot import WorldConfig
-from rl_assets.turns import Decision, Job
+from rl_assets.turns import JOIN_KEY, Decision, Job
 
 Tell = Callable[[str, Any], None]
 """Passes on one thing that happened: `access`, `reply` or `decision`, with its value as JSON."""
-JOIN_KEY = "RL_ASSETS_A2A_KEY"
 MOVE_SECONDS = 10.0
 """How long a turn waits for the others of a shared clock, to join and to act. Where they do not act in time, the step's
 reward is that of the order alone."""

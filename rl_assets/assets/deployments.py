@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     description="The model that every agent plays with: the champion pointer and Babylon's row of it. A run of a batch "
     "promotes or rejects the batch's candidate as the gate has decided; a run of its own takes the batch that waits, "
     "if one does, and checks what is live. A candidate goes live in the stages of ROLLOUT_STAGES; each run takes it to "
-    "the next one if its episodes allow that.",
+    "the next one if its episodes allow that, and checks the health of what agents are given.",
     check_specs=[
         dg.AssetCheckSpec(
             "live_checkpoint_is_whole",
@@ -43,7 +43,7 @@ def deployed_model(
     from rl_assets.registry.lineage import lineage_of
     from rl_assets.registry.models import champion_step, get_model, list_models
     from rl_assets.registry.rollout import events_of, last_rollout
-    from rl_assets.registry.stages import advance
+    from rl_assets.registry.stages import advance, confirm
     from rl_assets.reports.batch import write_batch_report
     from rl_assets.reports.lineage import lineage_picture
     from rl_assets.store.ledger import batches, get_batch
@@ -65,6 +65,8 @@ def deployed_model(
             report["report"] = dg.MetadataValue.path(str(write_batch_report(conn, lake.batch(batch.id), batch.id)))
             decided = carry_out(conn, batch, context.run.run_id)
         context.log.info(decided)
+        health = confirm(conn, line, probe) or "no candidate is on its way"
+        context.log.info(health)
         live = get_model(conn, line, champion_step(conn, line) or 0)
         found = checkpoint_digest(live.checkpoint_path)
         versions = list_models(conn, line)
@@ -74,6 +76,7 @@ def deployed_model(
     return dg.MaterializeResult(
         metadata={
             "decision": decided,
+            "health": health,
             "batch": batch.id if batch else "none",
             "champion_before": before,
             "champion": live.step,

@@ -231,7 +231,7 @@ def trained_models(
             "backend": result.backend,
             "backend_because": trainer.settings.backend_why,
             "training_seconds": round(result.seconds, 1),
-            "wandb": tracked,
+            "wandb": dg.MetadataValue.url(tracked) if tracked.startswith("https://") else tracked,
             "learning_curve": picture(learning_curve(result.curve)),
             "metrics": table([{"metric": name, "mean_over_updates": value} for name, value in result.metrics.items()]),
         },

@@ -5,14 +5,14 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from rl_assets.errors import ConfigurationError
+from rl_assets.logs import PARTITION as PARTITION
+from rl_assets.logs import RANGE_END as RANGE_END
+from rl_assets.logs import RANGE_START as RANGE_START
 from rl_assets.resources import Database, Trainer
 
 if TYPE_CHECKING:
     from rl_assets.training.trigger import Look, Runs
 
-PARTITION = "dagster/partition"
-RANGE_START = "dagster/asset_partition_range_start"
-RANGE_END = "dagster/asset_partition_range_end"
 RUN_KEY = "dagster/run_key"
 ENDED = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
 LIVE = [status for status in dg.DagsterRunStatus if status not in ENDED]

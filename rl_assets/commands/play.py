@@ -65,12 +65,13 @@ async def _play(url: str, agent: str, decider: Decider, name: str) -> int:
     from rl_assets.a2a.params import shown
     from rl_assets.a2a.player import play as play_remote
     from rl_assets.commands.shown import console, progress, show_table
+    from rl_assets.turns import JOIN_KEY
 
     async with connect(url) as remote:
         if not remote.is_market:
             return await _look(remote, url, agent)
         with progress() as report:
-            join_key = os.environ.get("RL_ASSETS_A2A_KEY")
+            join_key = os.environ.get(JOIN_KEY)
             played = await play_remote(remote, decider, name, join_key, lambda d, n: report("playing", d, n))
     rows = [(shown(str(what)), shown(str(value))) for what, value in played.result.items()]
     show_table(f"{name} at {url}, {played.ticks} ticks", ("what", "value"), rows)

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from rl_assets.agents.runner import World
     from rl_assets.settings import Settings
 
-KEY = "RL_ASSETS_A2A_KEY"
 SHORTEST_KEY = 16
 
 
@@ -43,9 +42,10 @@ def serve(snapshot_ids: tuple[str, ...], port: int, host: str, url: str | None, 
     from rl_assets.services import check_port, databases
     from rl_assets.settings import Settings
     from rl_assets.store.database import migrate
+    from rl_assets.turns import JOIN_KEY
 
     settings = Settings.from_env()
-    key = os.environ.get(KEY) or None
+    key = os.environ.get(JOIN_KEY) or None
     _check_exposure(host, url, key)
     worlds = [_load(settings, snapshot_id) for snapshot_id in snapshot_ids]
     check_port(host, port)
@@ -86,11 +86,16 @@ def _load(settings: Settings, snapshot_id: str) -> World:
 
 def _check_exposure(host: str, url: str | None, key: str | None) -> None:
     """Raise ConfigurationError if strangers could play, or nobody could find the way."""
+    from rl_assets.turns import JOIN_KEY
+
     if key is not None and len(key) < SHORTEST_KEY:
-        raise ConfigurationError(f"{KEY} has fewer than {SHORTEST_KEY} characters; set a longer secret, or unset it")
+        raise ConfigurationError(
+            f"{JOIN_KEY} has fewer than {SHORTEST_KEY} characters; set a longer secret, or unset it"
+        )
     if not _is_loopback(host) and key is None:
         raise ConfigurationError(
-            f"--host {host} lets other machines in: set {KEY} to a secret that agents send to join, or leave --host out"
+            f"--host {host} lets other machines in: set {JOIN_KEY} to a secret that agents send to join, or leave "
+            "--host out"
         )
     if host in ("0.0.0.0", "::") and url is None:
         raise ConfigurationError(f"--host {host} is every address of this machine: say with --url what agents call")

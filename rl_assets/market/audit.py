@@ -19,10 +19,8 @@ from rl_assets.market.config import WorldConfig
 from rl_assets.market.exchange import engine_for
 from rl_assets.market.generate import generate
 from rl_assets.market.metrics import Interval, cluster_interval
-from rl_assets.market.snapshot import LATENT_UNIT, PRICE_UNIT, Snapshot, Truth, parse_snapshot
+from rl_assets.market.snapshot import LATENT_UNIT, PRICE_UNIT, Snapshot, Truth, World, parse_snapshot
 from rl_assets.market.sources import SOURCES, WIRE
-
-World = tuple[Snapshot, Truth]
 
 LEAST_DAYS = 8
 """Market days under which intervals over days say too little for a verdict on skill."""

@@ -81,9 +81,9 @@ def _prediction_market(seed: int, index: int, tempo: float, config: WorldConfig)
     )
     path = 0.9 * rng.standard_normal() + np.concatenate([[0.0], np.cumsum(moves)])
     log_odds = _folded(path, 3.5) if _is_long(config) else np.clip(path, -3.5, 3.5)
-    latent = np.rint(_sigmoid(log_odds) / LATENT_UNIT).astype(np.int64)
+    latent = np.rint(sigmoid(log_odds) / LATENT_UNIT).astype(np.int64)
     seen = _late(log_odds, config.crowd_lag) + 0.12 * stream("crowd", seed, index).standard_normal(config.ticks + 1)
-    crowd = np.clip(np.rint(_sigmoid(seen) / PRICE_UNIT), 200, 9_800).astype(np.int64)
+    crowd = np.clip(np.rint(sigmoid(seen) / PRICE_UNIT), 200, 9_800).astype(np.int64)
     outcome = bool(stream("outcome", seed, index).random() < latent[-1] * LATENT_UNIT)
     value, price = latent * LATENT_UNIT, crowd * PRICE_UNIT
     posts = _posts(stream("posts", seed, index), index, value, price, config)
@@ -163,7 +163,8 @@ def _late(path: np.ndarray, lag: int) -> np.ndarray:
     return np.concatenate([np.full(min(lag, len(path)), path[0]), path[: max(len(path) - lag, 0)]])
 
 
-def _sigmoid(x: np.ndarray) -> np.ndarray:
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    """Probability of log odds."""
     return 1.0 / (1.0 + np.exp(-x))
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from rl_assets.market.audit import Check, World
 from rl_assets.market.config import WorldConfig
-from rl_assets.market.generate import generate
+from rl_assets.market.generate import generate, sigmoid
 from rl_assets.market.snapshot import Post, Snapshot, Truth
 from rl_assets.market.sources import CHATS, PAID_SOURCES, RELIABILITY, SOURCES, WIRE
 
@@ -58,7 +58,7 @@ def fit_logistic(x: np.ndarray, y: np.ndarray, offset: np.ndarray | float = 0.0,
     """Weights (features,) of P(y) = sigmoid(x @ weights + offset), by Newton steps with a ridge penalty."""
     weights = np.zeros(x.shape[1])
     for _ in range(25):
-        p = _sigmoid(x @ weights + offset)
+        p = sigmoid(x @ weights + offset)
         curvature = (x * (p * (1.0 - p))[:, None]).T @ x + ridge * np.eye(x.shape[1])
         move = np.linalg.solve(curvature, x.T @ (y - p) - ridge * weights)
         weights += move
@@ -137,9 +137,9 @@ def _outcomes(worlds: Sequence[World]) -> list[Check]:
 
 def _coins(x: np.ndarray, y: np.ndarray, latent: np.ndarray, crowd: np.ndarray, later: np.ndarray) -> Check:
     """Beyond the final latent nothing public may tell how its coin falls: a model on top of it must not gain."""
-    model = _sigmoid(x[later] @ fit_logistic(x[~later], y[~later]))
+    model = sigmoid(x[later] @ fit_logistic(x[~later], y[~later]))
     offset = _logit(latent)
-    above = _sigmoid(x[later] @ fit_logistic(x[~later], y[~later], offset[~later]) + offset[later])
+    above = sigmoid(x[later] @ fit_logistic(x[~later], y[~later], offset[~later]) + offset[later])
     coin = y[later]
     gain = _surprise(latent[later], coin) - _surprise(above, coin)
     error = float(gain.std() / np.sqrt(len(gain)))
@@ -218,10 +218,6 @@ def _later(day: Sequence[int]) -> np.ndarray:
 def _surprise(p: np.ndarray, y: np.ndarray) -> np.ndarray:
     p = np.clip(p, 1e-6, 1.0 - 1e-6)
     return -(y * np.log(p) + (1.0 - y) * np.log(1.0 - p))
-
-
-def _sigmoid(x: np.ndarray) -> np.ndarray:
-    return 1.0 / (1.0 + np.exp(-x))
 
 
 def _logit(p: np.ndarray) -> np.ndarray:

@@ -159,6 +159,9 @@ class Truth:
         }
 
 
+World = tuple[Snapshot, Truth]
+
+
 def at_tick(posts: Sequence[Post], tick: int) -> Sequence[Post]:
     """Those of some posts in order of tick that were said at this one."""
     return posts[bisect_left(posts, tick, key=_TICK) : bisect_right(posts, tick, key=_TICK)]

@@ -129,6 +129,30 @@ def advance(conn: psycopg.Connection, model_line: str, probe: Probe) -> str | No
         return f"step {now.step} is with {now.terms.stages[stage]} % of the agents: {reason}"
 
 
+def confirm(conn: psycopg.Connection, model_line: str, probe: Probe) -> str | None:
+    """The health check once a candidate is with agents: of the model that the registry gives them, loaded as they load
+    it. One that fails is taken back. Returns what was found, None where no candidate is on its way or watched.
+
+    Raises what `probe` raises beside a checkpoint that is lost or broken.
+    """
+    rollout = open_rollout(conn, model_line)
+    if rollout is None:
+        return None
+    try:
+        health = probe(playable(get_model(conn, model_line, rollout.step)), rollout.terms.days)
+        fault = health.fault and str(health)
+    except (MissingCheckpoint, MalformedInput) as error:
+        health, fault = None, str(error)
+    if not fault:
+        return f"step {rollout.step}: {health}"
+    with conn.transaction():
+        lock(conn, model_line)
+        now = open_rollout(conn, model_line)
+        if now is None or now.id != rollout.id:
+            return f"step {rollout.step} of {model_line} is no longer with anybody"
+        return rollback(conn, model_line, f"by itself: its health check failed where it is live, {fault}").reason
+
+
 def _arrive(conn: psycopg.Connection, rollout: Rollout, reason: str, figures: dict[str, Any]) -> None:
     """Make the candidate champion, and go on watching it."""
     promote(conn, rollout.model_line, rollout.step)

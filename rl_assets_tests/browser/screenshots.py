@@ -1,4 +1,4 @@
-"""Draw the pictures of the README: `python -m rl_assets_tests.browser.screenshots`, where a demo has run.
+"""Draw the pictures of README and docs: `python -m rl_assets_tests.browser.screenshots`, where a demo has run.
 
 They are of the data that RL_ASSETS_DATA names, its newest batch that was evaluated, and go to docs/images.
 """

@@ -110,7 +110,9 @@ def until(done: Callable[[], bool], seconds: float = 600.0) -> None:
 def ui(looped: Path) -> Iterator[Ui]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    command = start(looped, "ui", "--port", str(port))
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("TZ", "Europe/Berlin")  # whose clocks no hour of ours goes by
+        command = start(looped, "ui", "--port", str(port))
     url = f"http://127.0.0.1:{port}"
 
     def answers() -> bool:
@@ -128,6 +130,18 @@ def ui(looped: Path) -> Iterator[Ui]:
         command.send_signal(signal.SIGINT)
         command.communicate(timeout=300)
     assert left_running(looped) == []
+
+
+def episode_in(data: Path, hour: str) -> None:
+    """Have an episode recorded in an hour, as a recorder does that is late."""
+    query(
+        data,
+        f"""INSERT INTO trajectories SELECT (jsonb_populate_record(t, jsonb_build_object('id', 'late-{hour}',
+              'trajectoryId', 'late-{hour}', 'windowId', '{hour}', 'endTime', '{hour[:-2]}30:00',
+              'startTime', '{hour[:-2]}29:00', 'judgedAt', NULL, 'aiJudgeReward', NULL, 'usedInTraining', false,
+              'trainedInBatch', NULL, 'updatedAt', now() AT TIME ZONE 'UTC'))).* FROM trajectories AS t
+            LIMIT 1 RETURNING 1""",
+    )
 
 
 def sets(data: Path) -> list[tuple]:
@@ -159,6 +173,8 @@ def test_hours_are_read_and_judged_again_and_an_old_batch_stays_the_model_that_i
     kept = learned(ui.data)
     assert all(kept)
 
+    for hour in (SPRING[1], SPRING[2], AUTUMN[1]):
+        episode_in(ui.data, hour)
     # The open hour is a partition too, and the same groups judged by the same judge are the same judgement set.
     hours = ui.launch(WINDOW_ASSETS, sorted({*SPRING, *AUTUMN, *played, window_of(datetime.now(UTC))}))
     old = ui.launch(("training_batches", "trained_models", "benchmark_evaluations"), [batch])
@@ -186,13 +202,7 @@ def test_hours_are_read_and_judged_again_and_an_old_batch_stays_the_model_that_i
 
 def test_a_late_row_of_an_old_hour_is_noticed_and_read(ui: Ui):
     late = "2026-11-20T07:00"
-    query(
-        ui.data,
-        f"""INSERT INTO trajectories SELECT (jsonb_populate_record(t, jsonb_build_object('id', 'late', 'trajectoryId',
-              'late-1', 'windowId', '{late}', 'endTime', '2026-11-20T07:30:00', 'startTime', '2026-11-20T07:29:00',
-              'judgedAt', NULL, 'aiJudgeReward', NULL, 'usedInTraining', false, 'trainedInBatch', NULL,
-              'updatedAt', now() AT TIME ZONE 'UTC'))).* FROM trajectories AS t LIMIT 1 RETURNING 1""",
-    )
+    episode_in(ui.data, late)
     until(lambda: (late, 1) in sets(ui.data))
     runs = query(
         ui.data,

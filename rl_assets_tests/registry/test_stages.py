@@ -18,7 +18,7 @@ from rl_assets.registry.models import (
     rollback,
 )
 from rl_assets.registry.rollout import Rollout, events_of, has_candidate, last_rollout, open_rollout
-from rl_assets.registry.stages import advance, begin, look
+from rl_assets.registry.stages import advance, begin, confirm, look
 from rl_assets.registry.terms import Terms
 from rl_assets.store.live import register
 from rl_assets_tests.registry.made import LINE, a_base, a_candidate, evaluated
@@ -165,6 +165,22 @@ def test_a_candidate_that_falls_ill_is_taken_back_before_the_next_stage(
     said = advance(conn, LINE, ill if trouble == "ill" else well)
     assert "by itself: its health check failed" in str(said)
     assert states(conn) == {0: "champion", 1: "rejected"}
+
+
+@pytest.mark.parametrize("stages", [(10, 50, 100), (100,)])
+@pytest.mark.parametrize("trouble", ["ill", "lost"])
+def test_a_candidate_that_is_ill_where_it_is_live_is_taken_back(
+    conn: psycopg.Connection, tmp_path: Path, stages: tuple[int, ...], trouble: str
+):
+    assert confirm(conn, LINE, well) is None
+    begun(conn, tmp_path, Terms(stages=stages, least_pairs=20))
+    assert "step 1: " in str(confirm(conn, LINE, well))
+    if trouble == "lost":
+        (tmp_path / LINE / "0001" / "config.json").unlink()
+    said = confirm(conn, LINE, ill if trouble == "ill" else well)
+    assert "by itself: its health check failed where it is live" in str(said)
+    assert states(conn) == {0: "champion", 1: "rejected"}
+    assert confirm(conn, LINE, well) is None
 
 
 def test_rolling_back_by_hand_during_a_rollout_takes_the_candidate_back(conn: psycopg.Connection, tmp_path: Path):
