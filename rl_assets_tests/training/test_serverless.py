@@ -286,6 +286,19 @@ def test_slow_events_leave_the_batch_to_the_ticks(conn: psycopg.Connection, wand
     assert trained_once(wandb, batch)
 
 
+def test_a_checkpoint_that_is_listed_after_its_job_has_ended_is_waited_for(
+    conn: psycopg.Connection, wandb: LoopbackWandb, batch: Batch
+):
+    wandb.late = True
+    with pytest.raises(UnknownOutcome, match="has ended and its checkpoint is not listed yet"):
+        run(conn, batch)
+    assert "not listed yet" in tick(conn, f"{batch.id}:1").reason
+    wandb.step(remote(wandb))
+    tick(conn, f"{batch.id}:1")
+    assert get_batch(conn, batch.id).state == "trained"
+    assert trained_once(wandb, batch)
+
+
 def slow(conn: psycopg.Connection, wandb: LoopbackWandb, batch: Batch) -> None:
     """Submit the batch to a job whose events do not come before the run gives up."""
     wandb.ends = False
