@@ -24,10 +24,11 @@ import numpy as np
 import psycopg
 
 from rl_assets.episodes import window_of
-from rl_assets.registry.rollout import Rollout, has_candidate
+from rl_assets.registry.rollout import Rollout, has_candidate, note_look
 from rl_assets.registry.sequence import Bounds, bounds
+from rl_assets.store.episodes import RECENT
 from rl_assets.store.record import naive
-from rl_assets.windows import GRACE, LENGTH
+from rl_assets.windows import GRACE, LENGTH, OVERLAP
 
 MOST_ROWS = 2_000
 """Episodes that one look takes in, at most; the next look takes the next ones."""
@@ -111,7 +112,11 @@ def _shown(found: Bounds, scale: float) -> str:
 
 def _take_in(conn: psycopg.Connection, rollout: Rollout) -> None:
     """Enter the episodes of both models that are not entered yet, the oldest first."""
-    rows = [*_recorded(conn, rollout, is_candidate=True), *_recorded(conn, rollout, is_candidate=False)]
+    now = datetime.now(UTC)
+    both = [_recorded(conn, rollout, is_candidate=mine) for mine in (True, False)]
+    if all(len(rows) < MOST_ROWS for rows in both):
+        note_look(conn, rollout.id, now)
+    rows = [*both[0], *both[1]]
     if rollout.state == "staged":
         rows += _failed_ticks(conn, rollout)
     with conn.cursor() as cursor:
@@ -129,19 +134,25 @@ def _recorded(conn: psycopg.Connection, rollout: Rollout, *, is_candidate: bool)
     since = rollout.started_at
     if watched:
         since = rollout.started_at - BEFORE if not is_candidate else rollout.changed_at
+    looked = rollout.looked_at
+    oldest = since if looked is None else max(since, looked - RECENT)
     found = conn.execute(
         """SELECT "trajectoryId", "windowId", "scenarioId", "finalPnL", "finalStatus", "episodeLength", "metricsJson",
                   "metadataJson"
            FROM trajectories AS t
            WHERE "windowId" >= %(window)s AND "windowId" < 'A' AND "endTime" >= %(since)s AND NOT "isEvaluation"
+             AND (%(looked)s::timestamp IS NULL OR "updatedAt" >= %(looked)s OR "windowId" > %(settled_then)s)
              AND strpos("metadataJson", %(policy)s) > 0
              AND ("windowId" <= %(settled)s OR strpos("metadataJson", '"snapshotId":null') = 0)
              AND NOT EXISTS (SELECT FROM rl_assets.rollout_episodes AS e
                              WHERE e.rollout_id = %(rollout)s AND e.trajectory_id = t."trajectoryId")
            ORDER BY "endTime" DESC, "trajectoryId" LIMIT %(most)s""",
         {
-            "window": window_of(since),
+            "window": window_of(oldest),
             "since": naive(since),
+            # What has not changed since was seen then, unless its hour was in play.
+            "looked": None if looked is None else naive(looked - OVERLAP),
+            "settled_then": None if looked is None else window_of(looked - LENGTH - GRACE),
             # Until then a live agent's episode grows by a step per tick.
             "settled": window_of(datetime.now(UTC) - LENGTH - GRACE),
             # As `store.record` writes it: the cast of a foreign row's text to JSON could fail.

@@ -18,14 +18,16 @@ from psycopg.types.json import Jsonb
 from rl_assets.registry.terms import Terms
 
 _COLUMNS = (
-    "id, model_line, step, champion_step, stage, percentage, state, terms, figures, reason, started_at, changed_at"
+    "id, model_line, step, champion_step, stage, percentage, state, terms, figures, reason, started_at, changed_at, "
+    "looked_at"
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
     """A candidate on its way. state: `staged` while a part of the agents has it, `watched` once it is champion, then
-    `ended` or `rolled_back`. stage: place in the stages of `terms`. figures: of the last look at its evidence."""
+    `ended` or `rolled_back`. stage: place in the stages of `terms`. figures: of the last look at its evidence.
+    looked_at: when all evidence of this stage had been taken in, None where some may be older than the last look."""
 
     id: int
     model_line: str
@@ -39,6 +41,7 @@ class Rollout:
     reason: str
     started_at: datetime
     changed_at: datetime
+    looked_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +112,7 @@ def change(
     )
     conn.execute(
         """UPDATE rl_assets.rollouts SET state = %s, stage = %s, percentage = %s, reason = %s, figures = %s,
-             changed_at = clock_timestamp() WHERE id = %s""",
+             changed_at = clock_timestamp(), looked_at = NULL WHERE id = %s""",
         [state, stage, percentage, reason, Jsonb(figures), rollout_id],
     )
     found = _one(conn, "id = %s", rollout_id)
@@ -135,6 +138,11 @@ def close(conn: psycopg.Connection, rollout: Rollout, decision: str, reason: str
 def note_figures(conn: psycopg.Connection, rollout_id: int, figures: dict[str, Any]) -> None:
     """Keep what a look has found, though nothing follows from it."""
     conn.execute("UPDATE rl_assets.rollouts SET figures = %s WHERE id = %s", [Jsonb(figures), rollout_id])
+
+
+def note_look(conn: psycopg.Connection, rollout_id: int, at: datetime) -> None:
+    """Keep that all evidence there was at a moment has been taken in."""
+    conn.execute("UPDATE rl_assets.rollouts SET looked_at = %s WHERE id = %s", [at, rollout_id])
 
 
 def events_of(conn: psycopg.Connection, rollout_id: int) -> list[Event]:

@@ -243,6 +243,29 @@ def test_a_live_episode_is_taken_once_its_hour_is_settled(conn: psycopg.Connecti
     assert conn.execute("SELECT pnl FROM rl_assets.rollout_pairs").fetchall() == [(0.5,)]
 
 
+def test_a_look_reads_what_has_come_since_the_last_one(
+    conn: psycopg.Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def taken() -> int:
+        look(conn, LINE)
+        return len(conn.execute("SELECT FROM rl_assets.rollout_episodes").fetchall())
+
+    monkeypatch.setattr("rl_assets.registry.evidence.MOST_ROWS", 3)
+    begun(conn, tmp_path)
+    play_beside(conn, [1.0] * 8, [0.5] * 8)
+    assert [taken() for _ in range(4)] == [6, 12, 16, 16]  # three of each model at a time, until there are no more
+    assert now(conn).looked_at is not None
+    play_beside(conn, [1.0], [0.5])
+    hours_ago = """UPDATE trajectories SET "updatedAt" = "updatedAt" - interval '4 hours',
+                     "windowId" = to_char("endTime" - interval '4 hours', 'YYYY-MM-DD"T"HH24:00')
+                   WHERE "trajectoryId" NOT IN (SELECT trajectory_id FROM rl_assets.rollout_episodes)"""
+    conn.execute("UPDATE rl_assets.rollouts SET started_at = started_at - interval '1 day'")
+    conn.execute(hours_ago)
+    assert taken() == 16
+    play_beside(conn, [1.0], [0.5], live_at=datetime.now(UTC) - timedelta(hours=3))
+    assert taken() == 18
+
+
 def test_a_rollout_ends_even_where_nothing_is_shown(conn: psycopg.Connection, tmp_path: Path):
     begun(conn, tmp_path, Terms(stages=(50, 100), most_pairs=40))
     play_beside(conn, RNG.normal(0, 100, 40), RNG.normal(0, 100, 40))
