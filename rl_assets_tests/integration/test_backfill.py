@@ -126,6 +126,9 @@ def ui(looped: Path) -> Iterator[Ui]:
     try:
         until(answers)
         yield Ui(url, looped)
+        # A batch is decided upon before its run has ended, and Ctrl-C ends runs as failed.
+        at_work = "SELECT 1 FROM runs WHERE status IN ('STARTING', 'STARTED')"
+        until(lambda: not query(looped, at_work, dagster=True))
     finally:
         command.send_signal(signal.SIGINT)
         command.communicate(timeout=300)
