@@ -47,7 +47,7 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": str(dagster.get("orig_message") or record.getMessage()),
         }
-        partition = _partition(dagster.get("job_tags") or {})
+        partition = partition_of(dagster.get("job_tags") or {})
         known = {
             "run_id": dagster.get("run_id"),
             "job": dagster.get("job_name"),
@@ -109,7 +109,8 @@ def install() -> None:
         logger.setLevel(logging.INFO)
 
 
-def _partition(tags: Mapping[str, str]) -> str | None:
+def partition_of(tags: Mapping[str, str]) -> str | None:
+    """The partition of a run by its tags, or the first and the last of a range; None where it has none."""
     if PARTITION in tags:
         return tags[PARTITION]
     start, end = (tags.get(name) for name in (RANGE_START, RANGE_END))

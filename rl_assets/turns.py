@@ -11,9 +11,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 MARKET_URL = "LIVE_MARKET_URL"
+"""Variable that names the market of the live agents; their schedule is on where it is set."""
 JOIN_KEY = "RL_ASSETS_A2A_KEY"
 """Variable with what a market wants to be sent by those who join."""
-"""Variable that names the market of the live agents; their schedule is on where it is set."""
 Kind = Literal["model", "reference", "endpoint"]
 
 

@@ -112,6 +112,8 @@ def backend(settings: Settings) -> Finding:
 
 def database(conn: psycopg.Connection) -> Iterator[Finding]:
     """The server and the tables in it."""
+    from rl_assets.store.episodes import has_news_index
+
     area = "database"
     yield Finding(area, "server", "pass", f"PostgreSQL {_one(conn, 'show server_version')}")
     # The game's tables are in the schema that the URL names, which is first in the search path.
@@ -120,7 +122,7 @@ def database(conn: psycopg.Connection) -> Iterator[Finding]:
         there = _one(conn, "select to_regclass(%s)", table) is not None
         remedy = "" if there else "rl-assets db migrate"
         yield Finding(area, table, "pass" if there else "fail", "there" if there else "missing", remedy)
-    indexed = _one(conn, "select to_regclass(%s)", '"rl_assets_trajectories_news_idx"') is not None
+    indexed = has_news_index(conn)
     yield Finding(
         area,
         "index on news",

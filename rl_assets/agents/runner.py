@@ -16,8 +16,7 @@ from rl_assets.collector import paused_collector
 from rl_assets.episodes import Episode, Policy, Sampling, Step, window_of
 from rl_assets.market.engine import LIQUIDATED, Engine, Fills
 from rl_assets.market.exchange import engine_for
-from rl_assets.market.snapshot import Truth
-from rl_assets.market.snapshot import World as World
+from rl_assets.market.snapshot import Truth, World
 from rl_assets.spread import spread
 
 PART = 128

@@ -6,7 +6,7 @@ import dagster as dg
 
 from rl_assets.assets.shown import OWNERS, picture, table
 from rl_assets.automation.partitions import EVERYTHING
-from rl_assets.automation.runs import PARTITION
+from rl_assets.logs import PARTITION
 from rl_assets.resources import Database, Lake, Trainer
 
 if TYPE_CHECKING:

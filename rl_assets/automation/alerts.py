@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from rl_assets.automation.runs import PARTITION, RANGE_END, RANGE_START
 from rl_assets.errors import ServiceError
+from rl_assets.logs import partition_of
 
 if TYPE_CHECKING:
     from dagster_shared.error import SerializableErrorInfo
@@ -89,10 +89,8 @@ def alert_backlog_sensor(context: dg.SensorEvaluationContext, alerts: Alerts) ->
 def _send(instance: dg.DagsterInstance, alerts: Alerts, run: dg.DagsterRun, error: str) -> None:
     from rl_assets.alerts import Alert, ui_url
 
-    tags = run.tags
-    partition = tags.get(PARTITION) or (f"{tags[RANGE_START]}...{tags[RANGE_END]}" if RANGE_START in tags else None)
     url = f"{ui_url()}/runs/{run.run_id}"
-    alert = Alert.now("run_failed", run.job_name, error, url, partition=partition, run_id=run.run_id)
+    alert = Alert.now("run_failed", run.job_name, error, url, partition=partition_of(run.tags), run_id=run.run_id)
     alerts.notifier().notify(alert)
     instance.add_run_tags(run.run_id, {ALERT: "sent"})
 

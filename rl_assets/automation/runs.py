@@ -5,9 +5,7 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from rl_assets.errors import ConfigurationError
-from rl_assets.logs import PARTITION as PARTITION
-from rl_assets.logs import RANGE_END as RANGE_END
-from rl_assets.logs import RANGE_START as RANGE_START
+from rl_assets.logs import PARTITION
 from rl_assets.resources import Database, Trainer
 
 if TYPE_CHECKING:

@@ -14,13 +14,11 @@ from rl_assets.automation.partitions import BATCHES, FIRST_WINDOW, SNAPSHOTS
 from rl_assets.automation.runs import (
     ENDED,
     LIVE,
-    PARTITION,
-    RANGE_END,
-    RANGE_START,
     RUN_KEY,
     live_partitions,
     next_training,
 )
+from rl_assets.logs import PARTITION, RANGE_END, RANGE_START
 from rl_assets.resources import Database, Trainer
 
 MOST_SNAPSHOTS = 256

@@ -108,11 +108,7 @@ def advance(conn: psycopg.Connection, model_line: str, probe: Probe) -> str | No
     verdict = look(conn, model_line)
     if verdict is None or verdict.decision != "advance":
         return verdict and verdict.reason
-    try:
-        health = probe(playable(get_model(conn, model_line, rollout.step)), rollout.terms.days)
-        fault = health.fault and str(health)
-    except (MissingCheckpoint, MalformedInput) as error:  # agents are playing with it
-        health, fault = None, str(error)
+    health, fault = _checked(conn, rollout, probe)
     with conn.transaction():
         lock(conn, model_line)
         now = staged_rollout(conn, model_line)
@@ -138,11 +134,7 @@ def confirm(conn: psycopg.Connection, model_line: str, probe: Probe) -> str | No
     rollout = open_rollout(conn, model_line)
     if rollout is None:
         return None
-    try:
-        health = probe(playable(get_model(conn, model_line, rollout.step)), rollout.terms.days)
-        fault = health.fault and str(health)
-    except (MissingCheckpoint, MalformedInput) as error:
-        health, fault = None, str(error)
+    health, fault = _checked(conn, rollout, probe)
     if not fault:
         return f"step {rollout.step}: {health}"
     with conn.transaction():
@@ -151,6 +143,16 @@ def confirm(conn: psycopg.Connection, model_line: str, probe: Probe) -> str | No
         if now is None or now.id != rollout.id:
             return f"step {rollout.step} of {model_line} is no longer with anybody"
         return rollback(conn, model_line, f"by itself: its health check failed where it is live, {fault}").reason
+
+
+def _checked(conn: psycopg.Connection, rollout: Rollout, probe: Probe) -> tuple[Health | None, str | None]:
+    """What a probe finds of a candidate, and its fault in words, None where it is well. A checkpoint that is lost or
+    broken is a fault as well: agents are playing with it."""
+    try:
+        health = probe(playable(get_model(conn, rollout.model_line, rollout.step)), rollout.terms.days)
+    except (MissingCheckpoint, MalformedInput) as error:
+        return None, str(error)
+    return health, health.fault and str(health)
 
 
 def _arrive(conn: psycopg.Connection, rollout: Rollout, reason: str, figures: dict[str, Any]) -> None:

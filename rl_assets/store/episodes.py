@@ -175,7 +175,7 @@ def changed_windows(conn: psycopg.Connection, since: datetime | None, limit: int
     if since is not None:
         conditions.append(SQL('"updatedAt" >= %(since)s'))
         parameters["since"] = naive(since)
-        if not _has_news_index(conn):
+        if not has_news_index(conn):
             oldest = since.astimezone(UTC) - RECENT
             conditions.append(SQL('("windowId" >= %(oldest)s OR "windowId" IS NULL AND "endTime" >= %(ended)s)'))
             parameters |= {"oldest": oldest.strftime(WINDOW_FORMAT), "ended": naive(oldest)}
@@ -239,7 +239,8 @@ def _logged(conn: psycopg.Connection, trajectory_ids: list[str]) -> dict[str, di
     return calls
 
 
-def _has_news_index(conn: psycopg.Connection) -> bool:
+def has_news_index(conn: psycopg.Connection) -> bool:
+    """Whether the index is there by which `changed_windows` finds news of any hour."""
     row = conn.execute("SELECT to_regclass('\"rl_assets_trajectories_news_idx\"') IS NOT NULL").fetchone()
     return row is not None and row[0]
 

@@ -15,7 +15,8 @@ import dagster as dg
 import psycopg
 import pytest
 
-from rl_assets.automation.runs import PARTITION, RUN_KEY
+from rl_assets.automation.runs import RUN_KEY
+from rl_assets.logs import PARTITION
 from rl_assets.settings import REPOSITORY
 from rl_assets.store.ledger import batches, claimed_ids, readiness
 from rl_assets_tests.store.waiting import LINE, a_champion, waiting
