@@ -74,3 +74,15 @@ def query(data: Path, sql: str, *, dagster: bool = False) -> list[tuple]:
     """Rows of the embedded database of a data directory, Babylon's and ours or Dagster's."""
     with databases(Settings(data)) as urls, psycopg.connect(urls.dagster if dagster else urls.babylon) as conn:
         return conn.execute(sql).fetchall()  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+
+def record_late(data: Path, hour: str, count: int | None = 1) -> None:
+    """Have episodes recorded in an hour, as a recorder does that is late: copies of so many others, or of all."""
+    query(
+        data,
+        f"""INSERT INTO trajectories SELECT (jsonb_populate_record(t, jsonb_build_object('id', '{hour}-' || t.id,
+              'trajectoryId', '{hour}-' || t."trajectoryId", 'windowId', '{hour}', 'endTime', '{hour[:-2]}30:00',
+              'startTime', '{hour[:-2]}29:00', 'judgedAt', NULL, 'aiJudgeReward', NULL, 'usedInTraining', false,
+              'trainedInBatch', NULL, 'updatedAt', now() AT TIME ZONE 'UTC'))).* FROM trajectories AS t
+            LIMIT {count or "ALL"} RETURNING 1""",
+    )

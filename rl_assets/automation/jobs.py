@@ -36,7 +36,7 @@ rejudge_job = dg.define_asset_job(
     description="Group and judge hours again that have been read, by another judge, rubric or group size if the "
     "configuration says so, such as `resources: {judge: {config: {kind: ruler, group_size: 4}}}`. What is left out, "
     "empty or 0 is as the environment says. Earlier sets of judgements are kept, and no claimed batch changes.",
-    config={"resources": {"judge": {"config": {"kind": "", "model": "", "rubric": "", "group_size": 0}}}},
+    # No config: Dagster refuses a backfill of several hours with another than its job's.
     tags={MAX_RUNTIME: "7200"},
 )
 

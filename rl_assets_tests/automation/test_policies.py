@@ -96,6 +96,14 @@ def test_every_job_has_a_longest_time():
         assert 60 <= int(defs.resolve_job_def(job.name).tags[MAX_RUNTIME]) <= 28800, job.name
 
 
+def test_a_job_of_many_partitions_leaves_the_configuration_to_whoever_starts_a_backfill():
+    """Dagster ends a backfill as failed where the job has a configuration and the backfill brings another."""
+    of_partitions = [(job.name, defs.resolve_job_def(job.name).partitioned_config) for job in JOBS]
+    configured = {name: config.get_run_config_for_partition_key("x") for name, config in of_partitions if config}
+    assert len(configured) > 3
+    assert not any(configured.values()), configured
+
+
 def test_a_training_at_wandb_may_take_its_time_and_be_gated(instance: dg.DagsterInstance):
     assert int(defs.resolve_job_def("training").tags[MAX_RUNTIME]) > ServerlessSettings().training_seconds
     assert instance.run_monitoring_enabled

@@ -21,7 +21,7 @@ from rl_assets.registry.models import promote
 from rl_assets.services import databases
 from rl_assets.settings import Settings
 from rl_assets.store.database import connect
-from rl_assets_tests.processes import left_running, query, run, start
+from rl_assets_tests.processes import left_running, query, record_late, run, start
 from rl_assets_tests.registry.made import LINE, a_candidate, evaluated
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -91,8 +91,9 @@ def keep(page: Page, name: str) -> None:
 
 
 def until(done: Callable[[], bool], what: str, looped: Path, seconds: float = 600.0) -> None:
-    """Wait for what a run brings about; one that failed brings nothing."""
-    failed = "SELECT run_id, pipeline_name FROM runs WHERE status = 'FAILURE'"
+    """Wait for what a run or a backfill brings about; one that failed brings nothing."""
+    failed = """SELECT run_id, pipeline_name FROM runs WHERE status = 'FAILURE'
+                UNION ALL SELECT key, 'backfill' FROM bulk_actions WHERE status IN ('FAILING', 'FAILED')"""
     before, deadline = query(looped, failed, dagster=True), time.monotonic() + seconds
     while not done():
         assert query(looped, failed, dagster=True) == before, f"a run failed, so that {what} does not come"
@@ -187,11 +188,12 @@ def test_a_person_has_hours_judged_again_in_groups_of_another_size(page: Page, a
     def sets() -> dict[str, int]:
         return dict(query(looped, "SELECT window_id, count(*) FROM rl_assets.judgement_sets GROUP BY 1"))
 
-    before, hours = (
-        sets(),
-        # An hour with fewer episodes may be grouped as before, and is then the same judgement set.
-        [h for (h,) in query(looped, 'SELECT "windowId" FROM trajectories GROUP BY 1 HAVING count(*) > 16 ORDER BY 1')],
-    )
+    played = """SELECT "windowId" FROM trajectories GROUP BY 1 ORDER BY count(*) DESC LIMIT 1"""
+    ((hour,),) = query(looped, played)
+    hours = ["2026-11-20T09:00", hour]
+    record_late(looped, hours[0], None)
+    until(lambda: hours[0] in sets(), "the judgement of an hour that came late", looped)
+    before = sets()
     page.goto(f"{address}/locations/rl_assets/jobs/rejudge")
     page.get_by_role("button", name="Materialize all").click()
     page.get_by_text("Config", exact=True).click()
@@ -201,9 +203,8 @@ def test_a_person_has_hours_judged_again_in_groups_of_another_size(page: Page, a
     page.get_by_role("button", name="Add config").click()
     configure(page, "resources: {judge: {config: {group_size: 3}}}")
     page.get_by_role("button", name="Save config").click()
-    page.get_by_role("button", name=re.compile("^Launch")).last.click()
-    assert hours
-    until(lambda: all(sets()[hour] > before.get(hour, 0) for hour in hours), "another judgement", looped)
+    page.get_by_role("button", name="Launch backfill").click()
+    until(lambda: all(sets()[hour] > before[hour] for hour in hours), "another judgement", looped)
     page.goto(f"{address}/assets/judged_rankings?view=partitions&partition={hours[-1]}")
     expect(page.get_by_text("agreement_between_sets").first).to_be_visible(timeout=PATIENCE)
     keep(page, "judged-again")

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from rl_assets.episodes import window_of
-from rl_assets_tests.processes import left_running, query, start
+from rl_assets_tests.processes import left_running, query, record_late, start
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -135,18 +135,6 @@ def ui(looped: Path) -> Iterator[Ui]:
     assert left_running(looped) == []
 
 
-def episode_in(data: Path, hour: str) -> None:
-    """Have an episode recorded in an hour, as a recorder does that is late."""
-    query(
-        data,
-        f"""INSERT INTO trajectories SELECT (jsonb_populate_record(t, jsonb_build_object('id', 'late-{hour}',
-              'trajectoryId', 'late-{hour}', 'windowId', '{hour}', 'endTime', '{hour[:-2]}30:00',
-              'startTime', '{hour[:-2]}29:00', 'judgedAt', NULL, 'aiJudgeReward', NULL, 'usedInTraining', false,
-              'trainedInBatch', NULL, 'updatedAt', now() AT TIME ZONE 'UTC'))).* FROM trajectories AS t
-            LIMIT 1 RETURNING 1""",
-    )
-
-
 def sets(data: Path) -> list[tuple]:
     return query(data, "SELECT window_id, count(*) FROM rl_assets.judgement_sets GROUP BY 1 ORDER BY 1")
 
@@ -177,7 +165,7 @@ def test_hours_are_read_and_judged_again_and_an_old_batch_stays_the_model_that_i
     assert all(kept)
 
     for hour in (SPRING[1], SPRING[2], AUTUMN[1]):
-        episode_in(ui.data, hour)
+        record_late(ui.data, hour)
     # The open hour is a partition too, and the same groups judged by the same judge are the same judgement set.
     hours = ui.launch(WINDOW_ASSETS, sorted({*SPRING, *AUTUMN, *played, window_of(datetime.now(UTC))}))
     old = ui.launch(("training_batches", "trained_models", "benchmark_evaluations"), [batch])
@@ -205,7 +193,7 @@ def test_hours_are_read_and_judged_again_and_an_old_batch_stays_the_model_that_i
 
 def test_a_late_row_of_an_old_hour_is_noticed_and_read(ui: Ui):
     late = "2026-11-20T07:00"
-    episode_in(ui.data, late)
+    record_late(ui.data, late)
     until(lambda: (late, 1) in sets(ui.data))
     runs = query(
         ui.data,
