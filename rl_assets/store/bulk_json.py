@@ -1,7 +1,7 @@
 """JSON in bulk, several times as fast as the standard library, which still gets what orjson will not take.
 
-orjson takes neither integers beyond 64 bits nor lone surrogates, and agents say such things. It would also write NaN as
-null, so that numbers are looked at first.
+orjson takes neither integers beyond 64 bits nor lone surrogates, and agents say such things: the one it reads as floats
+that are near, the other it refuses. It would also write NaN as null, so that numbers are looked at first.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from typing import Any
 
 import orjson
 
+_DIGITS = bytes(ord("0") if chr(byte).isdecimal() and byte < 128 else ord(" ") for byte in range(256))
+_BEYOND_64_BITS = b"0" * 19
 _exactly = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 
@@ -33,9 +35,16 @@ def encode_finite(value: Any) -> str:
 def decode(text: str) -> Any:
     """What a JSON text says, its numbers finite. Raises ValueError, or RecursionError where it is nested too deeply."""
     try:
-        return orjson.loads(text)
-    except orjson.JSONDecodeError:
-        return json.loads(text, parse_constant=_refuse, parse_float=_parse_float)
+        if not _may_hold_more_than_64_bits(text):
+            return orjson.loads(text)
+    except (orjson.JSONDecodeError, UnicodeEncodeError):
+        pass
+    return json.loads(text, parse_constant=_refuse, parse_float=_parse_float)
+
+
+def _may_hold_more_than_64_bits(text: str) -> bool:
+    """Whether so many digits follow each other. It takes a quarter of the time of reading."""
+    return _BEYOND_64_BITS in text.encode().translate(_DIGITS)
 
 
 def is_finite(value: Any) -> bool:

@@ -33,6 +33,12 @@ def test_what_orjson_refuses_to_write_is_written(value: object):
     assert json.loads(encode(value)) == value
 
 
+@pytest.mark.parametrize("number", [2**64, -(2**63) - 1, 10**25, -(10**30), 2**64 - 1, -(2**63), 1.5, -1e-7])
+def test_what_orjson_reads_as_a_number_that_is_near_is_read_as_it_is(number: float):
+    for value in (number, [number], {"a": [0, {"b": number}]}):
+        assert repr(decode(json.dumps(value))) == repr(value)
+
+
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
 def test_no_number_without_an_end_is_written(number: float):
     for value in (number, [1.0, number], [1, number], {"a": {"b": (number,)}}, [[], [{"c": number}]]):
