@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from rl_assets.backends import BASES, CPU, EMBEDDED, MODEL_LINES, choose, line_of
+from rl_assets.collector import collect_seldom
 from rl_assets.errors import ConfigurationError
 from rl_assets.places import Place, place_of
 
@@ -246,7 +247,9 @@ class Settings:
 
 
 def prepare_environment(env: MutableMapping[str, str] | None = None) -> None:
-    """Set what libraries read at import. Every entry point calls this first; what a person has set stays as it is."""
+    """Set what libraries read at import, and have imports be quick. Every entry point calls this first; what a person
+    has set stays as it is."""
+    collect_seldom()
     env = os.environ if env is None else env
     cores = str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     data_dir = _data_dir(env)

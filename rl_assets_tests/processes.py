@@ -17,8 +17,8 @@ import psycopg
 from rl_assets.services import databases
 from rl_assets.settings import REPOSITORY, Settings
 
-SMALL = ["harness", "--train", "--snapshots", "8", "--siblings", "8", "--gate-snapshots", "8", "--threshold", "24"]
-"""A loop that takes a minute: few episodes, a gate too small to open, and a threshold that they reach."""
+SMALL = ["harness", "--train", "--snapshots", "8", "--siblings", "8", "--gate-snapshots", "8", "--threshold", "48"]
+"""A loop that takes a minute: few episodes, a gate too small to open, and a threshold that they reach once."""
 
 
 @contextmanager
@@ -76,13 +76,13 @@ def query(data: Path, sql: str, *, dagster: bool = False) -> list[tuple]:
         return conn.execute(sql).fetchall()  # pyright: ignore[reportArgumentType, reportCallIssue]
 
 
-def record_late(data: Path, hour: str, count: int | None = 1) -> None:
-    """Have episodes recorded in an hour, as a recorder does that is late: copies of so many others, or of all."""
+def record_late(data: Path, hour: str) -> None:
+    """Have an episode recorded in an hour, as a recorder does that is late."""
     query(
         data,
-        f"""INSERT INTO trajectories SELECT (jsonb_populate_record(t, jsonb_build_object('id', '{hour}-' || t.id,
-              'trajectoryId', '{hour}-' || t."trajectoryId", 'windowId', '{hour}', 'endTime', '{hour[:-2]}30:00',
+        f"""INSERT INTO trajectories SELECT (jsonb_populate_record(t, jsonb_build_object('id', 'late-{hour}',
+              'trajectoryId', 'late-{hour}', 'windowId', '{hour}', 'endTime', '{hour[:-2]}30:00',
               'startTime', '{hour[:-2]}29:00', 'judgedAt', NULL, 'aiJudgeReward', NULL, 'usedInTraining', false,
               'trainedInBatch', NULL, 'updatedAt', now() AT TIME ZONE 'UTC'))).* FROM trajectories AS t
-            LIMIT {count or "ALL"} RETURNING 1""",
+            LIMIT 1 RETURNING 1""",
     )

@@ -25,7 +25,7 @@ def test_the_sensor_trains_on_what_was_played_and_on_nothing_twice(looped: Path)
     )
     # What the first loop left over may fill a batch too.
     assert len(claims) >= 2
-    assert all(count >= 24 for _, count in claims)
+    assert all(count >= 48 for _, count in claims)
     states = [state for (state,) in query(looped, "select state from rl_assets.batches")]
     assert sum(state in ("promoted", "rejected") for state in states) >= 2
     assert not {"failed", "unknown", "freed"}.intersection(states)
