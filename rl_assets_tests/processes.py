@@ -21,10 +21,17 @@ SMALL = ["harness", "--train", "--snapshots", "8", "--siblings", "8", "--gate-sn
 """A loop that takes a minute: few episodes, a gate too small to open, and a threshold that they reach once."""
 
 
+MEMORY, ROOM = Path("/dev/shm"), 4 << 30
+
+
 @contextmanager
 def a_reachable_directory() -> Iterator[Path]:
-    """Every account may enter it. Pytest's own is closed to the one that runs the server for root."""
-    with tempfile.TemporaryDirectory(prefix="rl-assets-tests-") as name:
+    """Every account may enter it. Pytest's own is closed to the one that runs the server for root.
+
+    In memory where there is room: a database per test is some hundred files that are made and deleted.
+    """
+    where = MEMORY if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > ROOM else None
+    with tempfile.TemporaryDirectory(prefix="rl-assets-tests-", dir=where) as name:
         Path(name).chmod(0o755)
         yield Path(name)
 
