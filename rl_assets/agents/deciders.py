@@ -75,7 +75,7 @@ def _endpoint(job: Job) -> EndpointAgent:
     if key is not None and (KEY_NAME.fullmatch(str(key)) is None or not os.environ.get(str(key))):
         raise ConfigurationError(
             f"{job.name} sends the key in {str(key)[:80]!r}, which is no variable of that kind that is set here; set "
-            "it, or register the agent with another --key"
+            "it, or register the agent with another --key-env"
         )
     return EndpointAgent(
         _text(job, "base_url"),

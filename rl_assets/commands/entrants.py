@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 KEY = "OPENAI_API_KEY"
 OPENAI, A2A, MODEL = "openai:", "a2a:", "model"
+ENDPOINT = "endpoint"
+RULES = ("hold", "random", "momentum", "contrarian", "post_follower", "news_follower")
+"""The reference agents that need no truth. Stated here, since asking `rl_assets.agents` takes NumPy to load."""
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from rl_assets.commands.entrants import ENDPOINT, MODEL, RULES
 from rl_assets.commands.opened import opened
 from rl_assets.errors import ConfigurationError, RlAssetsError
 
 if TYPE_CHECKING:
     from rl_assets.turns import Kind
 
-RULES = ("hold", "random", "momentum", "contrarian", "post_follower", "news_follower")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
 DEFAULT_SECONDS, DEFAULT_MEMORY_MB = 60, 2048
 
@@ -26,7 +26,7 @@ def live() -> None:
 
 @live.command()
 @click.argument("name")
-@click.option("--agent", type=click.Choice(("model", "endpoint", *RULES)), required=True, help="Who decides.")
+@click.option("--agent", type=click.Choice((MODEL, ENDPOINT, *RULES)), required=True, help="Who decides.")
 @click.option("--scenario", default="live", show_default=True, help="What its episodes are grouped by, with the hour.")
 @click.option("--points", type=click.IntRange(0), default=0, show_default=True, help="Given now, on top of its own.")
 @click.option("--cost", type=click.IntRange(0), default=1, show_default=True, help="Points per tick.")
@@ -35,7 +35,7 @@ def live() -> None:
 @click.option("--base-url", default=None, help="With --agent endpoint: an OpenAI-compatible API.")
 @click.option("--model", default=None, help="With --agent endpoint: the model's name there.")
 @click.option("--temperature", type=click.FloatRange(0, 2), default=1.0, show_default=True, help="Of an endpoint.")
-@click.option("--key", default=None, help="With --agent endpoint: the variable <NAME>_API_KEY that holds its key.")
+@click.option("--key-env", default=None, help="With --agent endpoint: the variable <NAME>_API_KEY with its key.")
 def register(
     name: str,
     agent: str,
@@ -47,7 +47,7 @@ def register(
     base_url: str | None,
     model: str | None,
     temperature: float,
-    key: str | None,
+    key_env: str | None,
 ) -> None:
     """Register an agent under NAME, or change how it plays. An agent of Babylon is named by its user name.
 
@@ -64,7 +64,7 @@ def register(
         )
     if not 1 <= len(scenario) <= 100:
         raise ConfigurationError("a scenario has 1 to 100 characters; shorten it")
-    kind, policy = _policy(agent, base_url, model, temperature, key)
+    kind, policy = _policy(agent, base_url, model, temperature, key_env)
     with opened() as (conn, settings):
         if name == settings.model_line:
             raise ConfigurationError(f"{name} is the name of the model line; choose another")
@@ -143,22 +143,24 @@ def tick(market: str, at: str) -> int:
 
 
 def _policy(
-    agent: str, base_url: str | None, model: str | None, temperature: float, key: str | None
+    agent: str, base_url: str | None, model: str | None, temperature: float, key_env: str | None
 ) -> tuple[Kind, dict[str, Any]]:
     """What is kept of who decides. Raises ConfigurationError."""
     from rl_assets.a2a.client import read_url
     from rl_assets.agents.deciders import KEY_NAME
 
-    if agent != "endpoint":
-        if base_url or model or key:
-            raise ConfigurationError("--base-url, --model and --key are for --agent endpoint; leave them out")
-        return ("model", {}) if agent == "model" else ("reference", {"name": agent})
+    if agent != ENDPOINT:
+        if base_url or model or key_env:
+            raise ConfigurationError("--base-url, --model and --key-env are for --agent endpoint; leave them out")
+        return ("model", {}) if agent == MODEL else ("reference", {"name": agent})
     if not base_url or not model:
         raise ConfigurationError("--agent endpoint asks an API: say which with --base-url and --model")
     read_url(base_url)
-    if key is not None and KEY_NAME.fullmatch(key) is None:
-        raise ConfigurationError("--key names a variable like OPENAI_API_KEY, which holds the key; do not give the key")
-    if key is not None and not os.environ.get(key):
-        click.echo(f"{key} is not set here; set it where the ticks are played", err=True)
+    if key_env is not None and KEY_NAME.fullmatch(key_env) is None:
+        raise ConfigurationError(
+            "--key-env names a variable like OPENAI_API_KEY, which holds the key; do not give the key"
+        )
+    if key_env is not None and not os.environ.get(key_env):
+        click.echo(f"{key_env} is not set here; set it where the ticks are played", err=True)
     policy = {"base_url": base_url, "model": model, "temperature": temperature}
-    return "endpoint", policy | ({"key": key} if key else {})
+    return "endpoint", policy | ({"key": key_env} if key_env else {})

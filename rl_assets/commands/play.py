@@ -8,32 +8,37 @@ from typing import TYPE_CHECKING
 
 import click
 
+from rl_assets.commands.entrants import ENDPOINT, KEY, RULES
 from rl_assets.errors import ConfigurationError, RlAssetsError
 
 if TYPE_CHECKING:
     from rl_assets.a2a.client import Remote
     from rl_assets.a2a.player import Decider
 
-MODEL = "model"
-AGENTS = ("hold", "random", "momentum", "contrarian", "post_follower", "news_follower", MODEL)
-"""The reference agents that need no truth, and a model behind an endpoint."""
-
 
 @click.command()
 @click.argument("url")
-@click.option("--agent", type=click.Choice(AGENTS), required=True, help="Who decides.")
+@click.option("--agent", type=click.Choice((ENDPOINT, *RULES)), required=True, help="Who decides.")
 @click.option("--name", default=None, help="Name to be recorded under; <agent>-a2a if left out.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of a reference agent's draws.")
-@click.option("--base-url", default=None, help="With --agent model: an OpenAI-compatible endpoint.")
-@click.option("--model", default=None, help="With --agent model: the model's name there.")
-@click.option("--temperature", type=click.FloatRange(0, 2), default=1.0, show_default=True, help="Of the model.")
+@click.option("--base-url", default=None, help="With --agent endpoint: an OpenAI-compatible API.")
+@click.option("--model", default=None, help="With --agent endpoint: the model's name there.")
+@click.option("--temperature", type=click.FloatRange(0, 2), default=1.0, show_default=True, help="Of an endpoint.")
+@click.option("--key-env", default=None, help=f"With --agent endpoint: variable with its key.  [default: {KEY}]")
 def play(
-    url: str, agent: str, name: str | None, seed: int, base_url: str | None, model: str | None, temperature: float
+    url: str,
+    agent: str,
+    name: str | None,
+    seed: int,
+    base_url: str | None,
+    model: str | None,
+    temperature: float,
+    key_env: str | None,
 ) -> int:
     """Play the A2A server at URL: one of ours (`rl-assets serve`) to the end, or see what a live Babylon server offers.
 
     \b
-    OPENAI_API_KEY      the model's key, where its endpoint wants one
+    OPENAI_API_KEY      an endpoint's key, where it wants one
     RL_ASSETS_A2A_KEY   the key to join with, where the server wants one
     BABYLON_API_KEY     sent to a Babylon server as X-Babylon-Api-Key
 
@@ -45,15 +50,17 @@ def play(
     from rl_assets.a2a.player import ModelDecider, RuleDecider
 
     read_url(url)
-    if agent == MODEL:
+    if agent == ENDPOINT:
         if not base_url or not model:
-            raise ConfigurationError("--agent model asks an endpoint: say which with --base-url and --model")
+            raise ConfigurationError("--agent endpoint asks an API: say which with --base-url and --model")
         read_url(base_url)
-        key = os.environ.get("OPENAI_API_KEY") or "none"
+        if key_env and not os.environ.get(key_env):
+            raise ConfigurationError(f"--key-env names {key_env}, which is not set; set it to the key")
+        key = os.environ.get(key_env or KEY) or "none"
         decider = ModelDecider(base_url, model, key, temperature)
     else:
-        if base_url or model:
-            raise ConfigurationError(f"--base-url and --model are for --agent model; {agent} decides by a rule")
+        if base_url or model or key_env:
+            raise ConfigurationError("--base-url, --model and --key-env are for --agent endpoint; leave them out")
         decider = RuleDecider(agent, (seed,))
     # asyncio ends what is under way in good order, where the handler is Python's own.
     signal.signal(signal.SIGINT, signal.default_int_handler)

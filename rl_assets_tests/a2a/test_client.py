@@ -201,7 +201,7 @@ def test_a_models_key_is_not_repeated(
     stranger.status = 401
     stranger.answer = lambda request: {"error": {"message": "no such key: sk-very-secret"}}
     served = serve()
-    asking = ["--agent", "model", "--base-url", f"{stranger.url}/v1", "--model", "m"]
+    asking = ["--agent", "endpoint", "--base-url", f"{stranger.url}/v1", "--model", "m"]
     assert run(["play", served.url, *asking]) == 1
     said = capsys.readouterr()
     assert "m does not answer" in said.err

@@ -11,14 +11,17 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from rl_assets.agents.reference import REFERENCE_AGENTS
 from rl_assets.agents.replay import replay
 from rl_assets.cli import BAD_INPUT, FAILED, INTERRUPTED, run
+from rl_assets.commands.entrants import RULES
 from rl_assets.market.generate import generate
 from rl_assets.market.snapshot import save_snapshot
 from rl_assets.store.episodes import read_episodes
 from rl_assets_tests.a2a.sdk import WORLD
 
 NAME = WORLD[0].id
+ENDPOINT = ["http://127.0.0.1:1", "--agent", "endpoint", "--base-url", "http://127.0.0.1:1/v1", "--model", "m"]
 
 
 @pytest.fixture
@@ -116,13 +119,18 @@ def test_an_agent_that_is_interrupted_says_so_and_no_more():
     assert (agent.returncode, said.strip()) == (INTERRUPTED, "rl-assets: interrupted")
 
 
+def test_every_rule_that_needs_no_truth_may_play():
+    assert set(RULES) == {*REFERENCE_AGENTS} - {"oracle"}
+
+
 @pytest.mark.parametrize(
     "arguments, code, said",
     [
         (["ftp://host", "--agent", "hold"], BAD_INPUT, "is not the URL of a server"),
         (["http://127.0.0.1:1", "--agent", "oracle"], BAD_INPUT, "oracle"),
-        (["http://127.0.0.1:1", "--agent", "model"], BAD_INPUT, "--base-url and --model"),
-        (["http://127.0.0.1:1", "--agent", "hold", "--model", "m"], BAD_INPUT, "are for --agent model"),
+        (["http://127.0.0.1:1", "--agent", "endpoint"], BAD_INPUT, "--base-url and --model"),
+        (["http://127.0.0.1:1", "--agent", "hold", "--model", "m"], BAD_INPUT, "are for --agent endpoint"),
+        ([*ENDPOINT, "--key-env", "NOT_SET"], BAD_INPUT, "--key-env names NOT_SET, which is not set"),
         (["http://127.0.0.1:1", "--agent", "hold"], FAILED, "cannot be played"),
     ],
 )
