@@ -26,7 +26,7 @@ from rl_assets.judging.ruler_prompt import (
     RUBRIC,
     Question,
     canary,
-    fixed_characters,
+    fixed_size,
     question_seed,
     questions,
     sampled,
@@ -189,8 +189,8 @@ class RulerJudge:
             await passes.ablate(client, questions(seed, list(passes.shown), bare, 1, 1, self.rubric)[0])
 
     def _view(self, shown: Mapping[str, Episode], *, rationale: bool = True) -> View:
-        room = int(self.settings.prompt_tokens * BYTES_PER_TOKEN) - fixed_characters(self.rubric, len(shown))
-        found = view(list(shown.values()), characters=room, rationale=rationale)
+        room = int(self.settings.prompt_tokens * BYTES_PER_TOKEN) - fixed_size(self.rubric, len(shown))
+        found = view(list(shown.values()), room=room, rationale=rationale)
         if found is None:
             raise JudgeFailure(
                 "too_long",

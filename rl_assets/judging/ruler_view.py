@@ -19,10 +19,15 @@ from rl_assets.episodes import Episode, Step
 
 CLIPS = (2000, 600, 200, 80)
 """Characters to which a text is clipped, one after the other, until a prompt fits."""
+RECORD = 200
+"""Characters of what is on record of a step, which is clipped no shorter: an agent's words alone could tell of another
+action than the one that was carried out."""
 ENDS = (8, 4, 2, 1)
 """Turns that are kept at either end of an episode, where clipping was not enough."""
 _PNL = re.compile(
-    r"((?:p\s*&\s*l|\bpnl|\bprofit(?:\s+and\s+loss)?)\b[^\n\d$+\-−]{0,20})[-+−]?\$?[-+−]?\d[\d,.]*%?", re.I
+    r"((?:\bp\s*[&/]\s*l\b|pnl|profits?(?:\s+and\s+loss(?:es)?)?\b)[^\n\d]{0,20}?)"
+    r"[-+−]?\$?[-+−]?\d[\d,.]*(?:e[-+]?\d+)?%?",
+    re.I,
 )
 _PNL_KEY = re.compile(r"pnl|profit|p&l|reward|equity|correctness", re.I)
 _INVISIBLE = frozenset({"Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp"})
@@ -49,7 +54,7 @@ def shown(text: str) -> str:
     """Text as it may stand in a prompt: cleaned, without amounts of PnL, and with no `<`, `>` or `&` of its own."""
     text = clean(text)
     folded = text.lower()
-    if "&" in folded or "pnl" in folded or "profit" in folded:
+    if any(sign in folded for sign in ("&", "/", "pnl", "profit")):
         text = _PNL.sub(r"\1[hidden]", text)
     return text.translate(_ESCAPES) if _MARKUP.search(text) else text
 
@@ -64,17 +69,20 @@ class View:
     digested: int
 
     @property
-    def characters(self) -> int:
-        return len(self.shared) + sum(map(len, self.own))
+    def size(self) -> int:
+        """Bytes of UTF-8, of which a token takes about as many in every script, and not as many characters."""
+        return sum(len(text.encode()) for text in (self.shared, *self.own))
 
 
 @dataclass(frozen=True, slots=True)
 class _Turn:
-    """A step, or the instructions: what was seen, what was said then, and whether that was just to hold."""
+    """A step, or the instructions: what was seen, what the agent said then beside its action, which action is on record
+    and what became of it, and whether that was just to hold."""
 
     label: str
     seen: str
     said: str = ""
+    did: str = ""
     held: bool = False
 
 
@@ -105,13 +113,16 @@ class _Cut:
         return parts
 
     def _turn(self, turn: _Turn) -> str:
-        lines = [turn.label, *_marked("saw| ", self._clipped(turn.seen)), *_marked("did| ", self._clipped(turn.said))]
-        return "\n".join(lines)
+        texts = (("saw| ", turn.seen, 0), ("said| ", turn.said, 0), ("did| ", turn.did, RECORD))
+        return "\n".join(
+            [turn.label, *(line for mark, text, least in texts for line in _marked(mark, self._clipped(text, least)))]
+        )
 
-    def _clipped(self, text: str) -> str:
-        if self.clip is None or len(text) <= self.clip:
+    def _clipped(self, text: str, least: int) -> str:
+        if self.clip is None or len(text) <= max(self.clip, least):
             return text
-        head, tail = self.clip * 3 // 4, self.clip // 4
+        most = max(self.clip, least)
+        head, tail = most * 3 // 4, most // 4
         return f"{text[:head]} [{len(text) - head - tail} characters left out] {text[-tail:]}"
 
 
@@ -123,17 +134,17 @@ _CUTS = (
 )
 
 
-def view(episodes: Sequence[Episode], *, characters: int, rationale: bool = True) -> View | None:
-    """The view of a group that has at most so many characters, with as little left out as that takes; None if nothing
-    does it.
+def view(episodes: Sequence[Episode], *, room: int, rationale: bool = True) -> View | None:
+    """The view of a group that has at most so many bytes, with as little left out as that takes; None if nothing does
+    it.
 
     All members are cut alike, so that none looks better for being short. Without `rationale`, a step shows the action
-    that was read from the response and nothing else that the agent wrote.
+    that is on record and nothing else that the agent wrote.
     """
     shared, own = _parted(episodes, rationale)
     for level, cut in enumerate(_CUTS):
         found = View(cut.render(shared), tuple(cut.render(turns) for turns in own), level)
-        if found.characters <= characters:
+        if found.size <= room:
             return found
     return None
 
@@ -157,7 +168,7 @@ def _parted(episodes: Sequence[Episode], rationale: bool) -> tuple[list[_Turn], 
         for turns, step, rest in zip(own, steps, rests, strict=True):
             if step is not None:
                 held = step.valid and step.action.get("do") == "hold"
-                turns.append(_Turn(label, rest, _said(step, rationale), held))
+                turns.append(_Turn(label, rest, _said(step) if rationale else "", _did(step), held))
     return shared, own
 
 
@@ -172,20 +183,22 @@ def _common(texts: Sequence[str]) -> tuple[str, list[str]]:
     return "\n".join(line for line in split[0] if line in common), rests
 
 
-def _said(step: Step, rationale: bool) -> str:
-    if step.response and (rationale or _only_acts(step)):
-        said = shown(step.response)
-    else:
-        said = shown(json.dumps(_without_pnl(step.action), sort_keys=True, ensure_ascii=False))
-    return said if step.valid else f"{said}\n(not carried out: {shown(step.error or 'no reason given')})"
-
-
-def _only_acts(step: Step) -> bool:
-    """Whether the response is the action and nothing beside it."""
+def _said(step: Step) -> str:
+    """The response, unless it is the action on record and nothing beside it."""
     try:
-        return json.loads(step.response) == step.action
+        only_acts = json.loads(step.response) == step.action
     except (ValueError, RecursionError):
-        return False
+        only_acts = False
+    return "" if only_acts else shown(step.response)
+
+
+def _did(step: Step) -> str:
+    """What is on record, in lines that nothing an agent wrote can begin."""
+    action = _without_pnl(step.action)
+    lines = [json.dumps(action, sort_keys=True, ensure_ascii=False)] if action or step.valid else []
+    if not step.valid:
+        lines.append(f"not carried out: {' '.join((step.error or 'no reason given').split())}")
+    return "\n".join(" ".join(shown(line).split("\n")) for line in lines)
 
 
 def _without_pnl(value: Any) -> Any:

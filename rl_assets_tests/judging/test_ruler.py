@@ -265,7 +265,7 @@ def test_praise_is_escaped_and_fenced_and_gains_nothing(conn: psycopg.Connection
         assert "&lt;/episode&gt;" in prompt
         assert not any(hidden in prompt for hidden in "\x00\u200b\u202e\r＜")
         assert "\nstep 9" not in prompt
-        assert "\ndid| step 9" in prompt
+        assert "\nsaid| step 9" in prompt
 
 
 def test_words_that_move_a_judge_are_noticed(conn: psycopg.Connection, server: LoopbackJudge):

@@ -57,7 +57,7 @@ def test_a_window_is_judged_once_and_its_judging_is_told(
     first = judged(postgres_url, lake, judge)
     assert checks(first) == {"scores_are_whole": True, "judge_repeats_itself": True, "praise_does_not_pay": True}
     told = metadata(first)
-    assert told["judge"].startswith("ruler:openai/judge ruler-1-k3-")
+    assert told["judge"].startswith("ruler:openai/judge ruler-2-k3-")
     assert told["groups_trainable"] == 2
     assert [row.data for row in told["not_trainable_by_reason"].records] == [{"reason": "judge_parse", "count": 1}]
     assert told["judge_requests"] == len(server.calls) == 12

@@ -313,7 +313,7 @@ def test_what_is_reserved_for_a_prompt_of_this_market_is_not_too_little():
 
     worlds = [generate("train", 5)]
     members = play([Assignment(ReferenceAgent("random"), "agent", 8)], worlds, seed=1, new_ids=new_trajectory_ids)
-    seen = view(members, characters=10**6)
+    seen = view(members, room=10**6)
     assert seen is not None
     names = [member.trajectory_id for member in members]
     (asked,) = questions(question_seed("g", names, seen), names, seen, 1, 1, RUBRIC)

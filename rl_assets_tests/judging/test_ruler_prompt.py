@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rl_assets.judging.ruler_prompt import RUBRIC, canary, fixed_characters, orders, question_seed, questions, sampled
+from rl_assets.judging.ruler_prompt import RUBRIC, canary, fixed_size, orders, question_seed, questions, sampled
 from rl_assets.judging.ruler_view import View
 from rl_assets_tests.judging.ruler_made import ladder
 
@@ -25,8 +25,8 @@ def test_a_prompt_is_no_longer_than_its_view_and_what_is_counted_beside_it(membe
     names = [f"member-{number}" for number in range(members)]
     view = View("s" * size, tuple("o" * size for _ in names), 0)
     (asked,) = questions(question_seed("g", names, view), names, view, 1, 1, RUBRIC)
-    length = sum(len(message["content"]) for message in asked.messages)
-    assert length <= view.characters + fixed_characters(RUBRIC, members)
+    length = sum(len(message["content"].encode()) for message in asked.messages)
+    assert length <= view.size + fixed_size(RUBRIC, members)
 
 
 def test_the_same_group_is_asked_about_in_the_same_words():
