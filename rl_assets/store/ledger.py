@@ -7,7 +7,7 @@ are claimed. Writers come one after another (`LOCK`), each in one transaction; r
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -117,6 +117,7 @@ def record_judgements(
             }
             for group in learnable
         ]
+        _forget_empty(conn, judgement.waiting)
         conn.execute(
             """INSERT INTO rl_assets.groups (group_id, window_id, model_line, step, members, judged_in)
                SELECT group_id, %s, model_line, step, members, judged_in FROM jsonb_to_recordset(%s)
@@ -130,6 +131,20 @@ def record_judgements(
         after = waiting_ids(conn, window)
         mirror_judgements(conn, judgement, versions)
     return len(after - before)
+
+
+def _forget_empty(conn: psycopg.Connection, waiting: Iterable[str]) -> None:
+    """Have groups wait that an earlier set had no verdict on either, because their hour was open then: for a judge they
+    did not wait at that time, and now they do."""
+    conn.execute(
+        """UPDATE rl_assets.groups AS g SET judged_in = NULL
+           FROM (SELECT s.id, r ->> 'group_id' AS group_id
+                 FROM (SELECT DISTINCT judged_in AS id FROM rl_assets.groups WHERE group_id = ANY(%(waiting)s)) AS d
+                 JOIN rl_assets.judgement_sets AS s USING (id), jsonb_array_elements(s.body -> 'rankings') AS r
+                 WHERE jsonb_array_length(r -> 'verdicts') = 0) AS empty
+           WHERE g.group_id = ANY(%(waiting)s) AND g.group_id = empty.group_id AND g.judged_in = empty.id""",
+        {"waiting": list(waiting)},
+    )
 
 
 def readiness(conn: psycopg.Connection, model_line: str, step: int | None, most_stale: int = 0) -> Readiness:

@@ -19,6 +19,8 @@ from rl_assets.store.record import RECORDER
 
 UNRECORDED = "unrecorded"
 """Name of the policy of rows that say nothing of the model that decided."""
+ROUNDING = 1e-3
+"""How far above 0 a logprob may be told by whoever computes in half precision."""
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 Json = dict[str, Any]
@@ -115,11 +117,13 @@ def _step(raw: Json, call: Mapping[str, Any], number: int, ours: bool) -> Step:
     balance = raw if "equity" in raw else state
     if not isinstance(balance, dict):
         raise Malformed("missing_key", f"{where}environmentState is not an object")
-    token_ids, logprobs = _list(call, "tokenIds", where), _list(call, "logprobs", where)
+    token_ids, logprobs = _list(call, "tokenIds", where), _finites(_list(call, "logprobs", where), "a logprob", where)
     if len(token_ids) != len(logprobs):
         raise Malformed("bad_logprobs", f"{where}{len(token_ids)} token ids and {len(logprobs)} logprobs")
     if not set(map(type, token_ids)) <= {int}:
         raise Malformed("bad_logprobs", f"{where}a token id is not a whole number")
+    if logprobs and max(logprobs) > ROUNDING:
+        raise Malformed("bad_logprobs", f"{where}a logprob of {max(logprobs)}, which no probability has")
     equity = _number(balance, "equity" if balance is raw else "agentBalance", where=where)
     reward = _number(raw, "reward", where=where)
     assert equity is not None
@@ -136,7 +140,7 @@ def _step(raw: Json, call: Mapping[str, Any], number: int, ours: bool) -> Step:
         credit=_number(raw, "credit", None, where=where),
         error=_maybe_text({"error": error if error is None or isinstance(error, str) else json.dumps(error)}, "error"),
         token_ids=tuple(token_ids),
-        logprobs=_finites(logprobs, "a logprob", where),
+        logprobs=logprobs,
         prompt_tokens=_count(call, "promptTokens", 0),
         latency_ms=_count(call, "latencyMs", 0),
     )

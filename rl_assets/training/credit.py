@@ -13,7 +13,7 @@ plain GRPO: k = 0, every step alike.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -65,8 +65,12 @@ class Marks:
 
 def take_notes(manifest: Manifest, episodes: Mapping[str, Episode], holdout: float) -> dict[bytes, Note]:
     """A note on every episode of a manifest. holdout: the share of snapshots (of groups, in live play) to learn nothing
-    from; which ones follows from their names."""
-    notes: dict[bytes, Note] = {}
+    from; which ones follows from their names.
+
+    Siblings that said the same share a note with the mean of their advantages: each of them is trained with that, which
+    comes to the gradient that both together ask for, where a judge scored them differently.
+    """
+    notes: dict[bytes, list[Note]] = {}
     apart = _apart(manifest, episodes, holdout)
     difficulty = _difficulty(manifest, episodes)
     for group in manifest.groups:
@@ -74,7 +78,7 @@ def take_notes(manifest: Manifest, episodes: Mapping[str, Episode], holdout: flo
         for member, advantages in zip(members, _advantages(group, members), strict=True):
             tokens = [t for step in member.steps for t in step.token_ids]
             logprobs = [p for step in member.steps for p in step.logprobs]
-            notes[spoken_key(np.array(tokens), np.array(logprobs))] = Note(
+            note = Note(
                 advantages=advantages,
                 means=tuple(means_of(step.observation) for step in member.steps),
                 trades=np.array([step.action.get("do", "hold") != "hold" for step in member.steps]),
@@ -82,7 +86,10 @@ def take_notes(manifest: Manifest, episodes: Mapping[str, Episode], holdout: flo
                 held_out=_common(group, member) in apart,
                 difficulty=difficulty[_common(group, member)],
             )
-    return notes
+            notes.setdefault(spoken_key(np.array(tokens), np.array(logprobs)), []).append(note)
+    return {
+        said: replace(same[0], advantages=np.mean([n.advantages for n in same], axis=0)) for said, same in notes.items()
+    }
 
 
 def redistribute(rewards: np.ndarray, credits: np.ndarray) -> np.ndarray:

@@ -176,6 +176,7 @@ OTHERS = [
     ("wrong_type", steps(llmCalls=[{"userPrompt": ["not", "a", "text"]}])),
     ("wrong_type", steps(llmCalls=[{"tokenIds": 7}])),
     ("bad_logprobs", steps(llmCalls=[{"tokenIds": ["a"], "logprobs": [-1.0]}])),
+    ("bad_logprobs", steps(llmCalls=[{"tokenIds": [1, 2], "logprobs": [-1.0, 0.5]}])),
     ("wrong_type", steps(llmCalls=[{"tokenIds": [1], "logprobs": [None]}])),
     ("bad_action", steps(action={"actionType": "HOLD"})),
     ("bad_action", steps(action={"success": True, "parameters": []})),

@@ -232,6 +232,21 @@ def test_groups_without_a_verdict_wait_for_a_judge_and_keep_an_earlier_one(conn:
     assert (ready.waiting_groups, ready.fresh) == (1, 4)
 
 
+def test_a_group_that_was_held_back_while_its_hour_was_open_waits_for_a_judge_that_fails_later(
+    conn: psycopg.Connection,
+):
+    whole = judged(recorded(conn, 2))
+    held = [replace(group, trainable=False, reason="window_open") for group in whole.groups]
+    open_ = JudgementSet.of(WINDOW, OutcomeJudge(), [unjudged(group, "window_open") for group in held], held)
+    record_judgements(conn, open_)
+    assert readiness(conn, LINE, 0).waiting_groups == 0
+    failed = [unjudged(group, "judge_failed") for group in whole.groups]
+    record_judgements(conn, JudgementSet.of(WINDOW, OutcomeJudge(), failed, whole.groups))
+    assert readiness(conn, LINE, 0).waiting_groups == len(whole.groups) == 1
+    record_judgements(conn, whole)
+    assert readiness(conn, LINE, 0).waiting_groups == 0
+
+
 def test_what_no_training_can_use_is_judged_but_does_not_wait(conn: psycopg.Connection):
     episodes = recorded(conn, 5)
     equal = [replace(episode, expected_pnl=1.0) for episode in episodes]

@@ -11,8 +11,13 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from rl_assets.episodes import Episode
-from rl_assets.training.credit import redistribute, take_notes
-from rl_assets_tests.training.made import by_id, judged
+from rl_assets.training.credit import redistribute, spoken_key, take_notes
+from rl_assets_tests.training.made import by_id, judged, rewarded
+
+
+def said(episode: Episode) -> bytes:
+    tokens = [token for step in episode.steps for token in step.token_ids]
+    return spoken_key(np.array(tokens), np.array([p for step in episode.steps for p in step.logprobs]))
 
 
 @st.composite
@@ -63,6 +68,22 @@ def test_what_is_held_out_is_whole_snapshots_of_the_share_that_is_wanted(batch: 
     assert {k for k, n in notes.items() if n.held_out} == {
         k for k, n in take_notes(manifest, episodes, 0.25).items() if n.held_out
     }
+
+
+def test_siblings_that_say_the_same_share_their_mean_advantage(batch: list[Episode]) -> None:
+    manifest = judged(batch)
+    group = manifest.groups[0]
+    first, second, *_ = group.trajectory_ids
+    twins = by_id([replace(e, steps=tuple(replace(s, credit=None) for s in e.steps)) for e in batch])
+    twins[second] = replace(twins[first], trajectory_id=second)
+    rewards = {identity: 0.1 * place for place, identity in enumerate(manifest.trajectory_ids)}
+    manifest = rewarded(manifest, rewards)
+    (note,) = [n for k, n in take_notes(manifest, twins, 0.0).items() if k == said(twins[first])]
+    mean = np.mean([rewards[i] for i in group.trajectory_ids])
+    expected = np.mean([rewards[first], rewards[second]]) - mean
+    assert note.advantages.sum() == pytest.approx(expected)
+    notes = take_notes(manifest, twins, 0.0)
+    assert sum(notes[said(twins[i])].advantages.sum() for i in group.trajectory_ids) == pytest.approx(0)
 
 
 def test_a_snapshot_is_as_hard_as_those_who_played_it_did_badly(batch: list[Episode]) -> None:
