@@ -36,7 +36,6 @@ from rl_assets.judging import OutcomeJudge  # noqa: E402
 from rl_assets.judging.ruler import RulerJudge  # noqa: E402
 from rl_assets.judging.verdicts import Ranking  # noqa: E402
 from rl_assets.market.generate import generate  # noqa: E402
-from rl_assets.market.metrics import skill  # noqa: E402
 from rl_assets.market.snapshot import SNAPSHOTS_PER_DAY, SPLITS  # noqa: E402
 from rl_assets.registry.evaluate import play_of  # noqa: E402
 from rl_assets.registry.gate import compare  # noqa: E402
@@ -157,9 +156,8 @@ class Line:
 
     def skill(self, step: int) -> float:
         """Where between holding (0) and knowing everything (1) a step stands on the gate."""
-        found = skill(float(np.mean([_pnl(e) for e in self.play[step]])), self._bounds.hold, self._bounds.oracle)
-        assert found is not None
-        return found
+        hold, oracle = self._bounds.hold, self._bounds.oracle
+        return (_mean(self.play[step], "expected_pnl") - hold) / (oracle - hold)
 
     def _gated(self, step: int) -> str:
         names = [snapshot.id for snapshot, _ in self._gate]

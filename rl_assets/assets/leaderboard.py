@@ -91,16 +91,16 @@ def benchmark_leaderboard(
 
 
 def _standings(found: "Standings") -> list[dict[str, Any]]:
-    from rl_assets.market.metrics import skill
+    from rl_assets.market.metrics import skills
 
-    mean = {standing.policy: standing.expected_pnl.mean for standing in found.board.standings}
+    skill = skills(found.episodes)
     return [
         {
             "rank": s.rank,
             "policy": s.policy,
             "state": found.models[s.policy].state if s.policy in found.models else "reference",
             **_interval("expected_pnl_dollars", s.expected_pnl),
-            "skill": skill(s.expected_pnl.mean, mean["hold"], mean["oracle"]),
+            "skill": skill[s.policy].mean if s.policy in skill else None,
             "surely_better_than": ", ".join(s.better_than) or "nobody",
         }
         for s in found.board.standings

@@ -10,7 +10,7 @@ import numpy as np
 
 from rl_assets.episodes import Episode
 from rl_assets.errors import MalformedInput
-from rl_assets.market.metrics import Interval, by_snapshot, cluster_interval, market_day
+from rl_assets.market.metrics import Interval, by_snapshot, cluster_interval, expected_pnl, market_day
 
 FLIPS = 10_000
 EXACT_DAYS = 13
@@ -56,7 +56,7 @@ def leaderboard(episodes: Mapping[str, Sequence[Episode]], *, alpha: float = 0.0
     episodes: those of each policy. Raises MalformedInput where policies played different snapshots, since then their
     numbers cannot be compared.
     """
-    earned = {policy: by_snapshot(own) for policy, own in episodes.items()}
+    earned = {policy: by_snapshot(own, expected_pnl) for policy, own in episodes.items()}
     if not earned:
         raise ValueError("a leaderboard needs at least one policy")
     snapshots = sorted(next(iter(earned.values())))
@@ -66,7 +66,8 @@ def leaderboard(episodes: Mapping[str, Sequence[Episode]], *, alpha: float = 0.0
                 f"{policy} played {len(own)} snapshots that are not the {len(snapshots)} of {next(iter(earned))}; let "
                 "both play the same ones"
             )
-    days = [market_day(name) for name in snapshots]
+    day = {episode.snapshot_id: market_day(episode) for episode in next(iter(episodes.values()))}
+    days = [day[name] for name in snapshots]
     values = {policy: np.array([own[name] for name in snapshots]) for policy, own in earned.items()}
     pairs = []
     for one, other in combinations(values, 2):

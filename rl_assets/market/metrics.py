@@ -6,16 +6,16 @@ candidate goes live in `rl_assets.registry`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from rl_assets.episodes import Episode
+from rl_assets.episodes import Episode, Policy
 from rl_assets.errors import MalformedInput
 from rl_assets.market.engine import LIQUIDATED, Do
-from rl_assets.market.snapshot import IMPORTED, SNAPSHOTS_PER_DAY, parse_id
+from rl_assets.market.snapshot import SNAPSHOTS_PER_DAY, parse_id
 from rl_assets.market.social import social_value
 from rl_assets.market.trades import Trades, Worlds, trades_of
 
@@ -68,7 +68,7 @@ METRICS: dict[str, str] = {
     "invalid_actions": "refused or unreadable actions",
     "latency_ms": "mean milliseconds per decision, as the policy measured them",
     "social_value": "dollars that joins and posts added to expected PnL, next to hold in their place, all else as said",
-    "skill": "expected PnL between holding (0) and the oracle (1), where both played the same snapshots",
+    "skill": "expected PnL between holding (0) and the oracle (1), on the snapshots that both played too",
 }
 
 
@@ -105,21 +105,22 @@ def ratio_interval(
     return Interval(mean, float(low), float(high), count)
 
 
-def measure(episodes: Sequence[Episode], worlds: Worlds) -> dict[str, PolicyMetrics]:
-    """Metrics of every policy among the episodes, in the order in which policies first appear.
+def measure(episodes_by_policy: Mapping[str, Sequence[Episode]], worlds: Worlds) -> dict[str, PolicyMetrics]:
+    """Metrics of every policy that has episodes, under the name it is given.
 
     worlds: snapshot and truth by snapshot id. Raises MalformedInput for an episode whose world is not given, whose
     steps are not all there, or whose numbers are not finite.
     """
+    policies = [name for name, mine in episodes_by_policy.items() for _ in mine]
+    episodes = [episode for mine in episodes_by_policy.values() for episode in mine]
     trades = trades_of(episodes, worlds)
     numbers = per_episode(episodes, worlds, trades)
-    days = [market_day(episode.snapshot_id) for episode in episodes]
-    policies = [str(episode.policy) for episode in episodes]
-    skill = _skill(episodes, policies, days)
+    days = np.array([market_day(episode) for episode in episodes])
+    skill = skills(episodes_by_policy)
     measured = {}
     for policy in dict.fromkeys(policies):
         own = np.array([name == policy for name in policies])
-        values = {name: _interval(column[own], np.array(days)[own]) for name, column in numbers.items()}
+        values = {name: _interval(column[own], days[own]) for name, column in numbers.items()}
         values["skill"] = skill.get(policy)
         bets = np.isin(trades.episode, np.flatnonzero(own)) & trades.is_bet
         measured[policy] = PolicyMetrics(policy, int(own.sum()), values, calibration_table(trades, bets))
@@ -135,11 +136,11 @@ def per_episode(episodes: Sequence[Episode], worlds: Worlds, trades: Trades) -> 
     cash = np.array([worlds[str(episode.snapshot_id)][0].config.start_cash for episode in episodes])
     curves = [np.array([start, *(s.equity for s in e.steps)]) for start, e in zip(cash, episodes, strict=True)]
     falls = np.array([drawdown(curve) for curve in curves]).reshape(n, 2)
-    expected = np.array([_finite(episode, "expected_pnl") for episode in episodes])
+    expected = np.array([expected_pnl(episode) for episode in episodes])
     bets = trades.is_bet
     return {
         "expected_pnl": expected,
-        "realised_pnl": np.array([_finite(episode, "realised_pnl") for episode in episodes]),
+        "realised_pnl": np.array([finite(episode, "realised_pnl") for episode in episodes]),
         "return_on_capital": expected / cash,
         "max_drawdown": falls[:, 0],
         "drawdown_share": falls[:, 1],
@@ -189,42 +190,55 @@ def calibration_table(trades: Trades, rows: np.ndarray) -> list[dict[str, Any]]:
     return table
 
 
-def market_day(snapshot_id: str | None) -> int | str:
-    """What the episodes on a snapshot share their luck with: its market day, or itself where it is imported. Raises
-    MalformedInput for what is no snapshot."""
-    if snapshot_id is not None and snapshot_id.startswith(IMPORTED):
-        return snapshot_id
-    return parse_id(str(snapshot_id))[1] // SNAPSHOTS_PER_DAY
+def market_day(episode: Episode) -> str:
+    """What an episode shares its luck with: the market day of its snapshot, or the UTC date of live play."""
+    if episode.snapshot_id is None:
+        return episode.ended_at.date().isoformat()
+    try:
+        return str(parse_id(episode.snapshot_id)[1] // SNAPSHOTS_PER_DAY)
+    except MalformedInput:
+        # What is imported, or what another recorder calls a snapshot, stands for itself.
+        return episode.snapshot_id
 
 
-def skill(expected_pnl: float, hold: float, oracle: float) -> float | None:
-    """Where between holding (0) and knowing everything (1) a policy stands; None where the two are worth the same."""
-    return None if oracle == hold else (expected_pnl - hold) / (oracle - hold)
+def expected_pnl(episode: Episode) -> float:
+    """Expected PnL in dollars. Raises MalformedInput as `finite` does."""
+    return finite(episode, "expected_pnl")
 
 
-def by_snapshot(episodes: Sequence[Episode]) -> dict[str, float]:
-    """Mean expected PnL in dollars over the siblings on each snapshot. Raises MalformedInput where it is not finite."""
-    earned: dict[str, list[float]] = {}
+def by_snapshot(episodes: Sequence[Episode], worth: Callable[[Episode], float | None]) -> dict[str, float]:
+    """Mean worth over the siblings on each snapshot, without episodes that have no snapshot or no worth."""
+    found: dict[str, list[float]] = {}
     for episode in episodes:
-        earned.setdefault(str(episode.snapshot_id), []).append(_finite(episode, "expected_pnl"))
-    return {snapshot: float(np.mean(values)) for snapshot, values in earned.items()}
+        if episode.snapshot_id is not None and (value := worth(episode)) is not None:
+            found.setdefault(episode.snapshot_id, []).append(value)
+    return {snapshot: float(np.mean(values)) for snapshot, values in found.items()}
 
 
-def _skill(episodes: Sequence[Episode], policies: list[str], days: list[int | str]) -> dict[str, Interval]:
-    """Per policy, over the snapshots that it, `hold` and `oracle` have all played."""
-    earned = {p: by_snapshot([e for e, own in zip(episodes, policies, strict=True) if own == p]) for p in set(policies)}
-    day = dict(zip([str(episode.snapshot_id) for episode in episodes], days, strict=True))
-    if not {"hold", "oracle"} <= set(earned):
-        return {}
+def skills(episodes_by_policy: Mapping[str, Sequence[Episode]]) -> dict[str, Interval]:
+    """Where each policy stands between `hold` (0) and `oracle` (1), over the snapshots that all three have played.
+
+    Siblings are averaged per snapshot, so that who played one more often than another is no better for it. A policy
+    has no skill without such a snapshot, or where the oracle earned no more there than `hold`. Raises MalformedInput
+    for an expected PnL that is not finite.
+    """
+    everybody = [episode for mine in episodes_by_policy.values() for episode in mine]
+    hold, oracle = (_earned([e for e in everybody if e.policy == Policy(name)]) for name in ("hold", "oracle"))
+    day = {episode.snapshot_id: market_day(episode) for episode in everybody}
     found = {}
-    for policy, mine in earned.items():
-        shared = sorted(set(mine) & set(earned["hold"]) & set(earned["oracle"]))
-        floor = np.array([earned["hold"][s] for s in shared])
+    for policy, episodes in episodes_by_policy.items():
+        mine = _earned(episodes)
+        shared = sorted(set(mine) & set(hold) & set(oracle))
+        floor = np.array([hold[s] for s in shared])
         above = np.array([mine[s] for s in shared]) - floor
-        below = np.array([earned["oracle"][s] for s in shared]) - floor
+        below = np.array([oracle[s] for s in shared]) - floor
         if shared and below.sum() > 0:
             found[policy] = ratio_interval(above, below, [day[s] for s in shared])
     return found
+
+
+def _earned(episodes: Sequence[Episode]) -> dict[str, float]:
+    return by_snapshot([e for e in episodes if e.expected_pnl is not None], expected_pnl)
 
 
 def _hit_rate(trades: Trades, n: int) -> np.ndarray:
@@ -250,17 +264,9 @@ def _interval(values: np.ndarray, days: np.ndarray) -> Interval | None:
     return cluster_interval(values[there], days[there].tolist()) if there.any() else None
 
 
-def _finite(episode: Episode, name: str) -> float:
+def finite(episode: Episode, name: str) -> float:
+    """A number of an episode. Raises MalformedInput where there is none or it is not finite."""
     value = getattr(episode, name)
     if value is None or not np.isfinite(value):
         raise MalformedInput(f"{name} of episode {episode.trajectory_id} is {value}; record it again or leave it out")
     return float(value)
-
-
-def as_rows(measured: Mapping[str, PolicyMetrics]) -> list[dict[str, Any]]:
-    """One row per policy for a table: its name, its episodes, and the mean of every metric, None where it has none."""
-    return [
-        {"policy": m.policy, "episodes": m.episodes}
-        | {name: None if (i := m.values.get(name)) is None else i.mean for name in METRICS}
-        for m in measured.values()
-    ]

@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from rl_assets.episodes import Episode, Step
-from rl_assets.market.metrics import cluster_interval
+from rl_assets.market.metrics import cluster_interval, market_day
 from rl_assets.reports.drawing import (
     AMBER,
     BLUE,
@@ -33,7 +33,7 @@ from rl_assets.reports.drawing import (
     safe_label,
     style,
 )
-from rl_assets.reports.summary import market_day, pnl
+from rl_assets.reports.summary import pnl
 
 MOST_CURVES, MOST_POLICIES, MOST_KINDS, BINS = 60, 6, 9, 5
 HELD = ("hold", "close", "invalid")

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from rl_assets.episodes import Episode, Policy
+from rl_assets.episodes import Episode
 from rl_assets.errors import MalformedInput
-from rl_assets.market.metrics import METRICS, Interval, measure
+from rl_assets.market.metrics import METRICS, Interval, market_day, measure
 from rl_assets.market.trades import Worlds
 from rl_assets.places import Place, whole_file
 from rl_assets.reports.page import LONGEST_NAME, Picture, plain, render, write_page
 from rl_assets.reports.summary import (
     by_policy,
-    market_day,
     paired_difference,
     pnl,
     shown_intervals,
@@ -136,7 +135,7 @@ def _measured(policies: Mapping[str, Sequence[Episode]], worlds: Worlds | None) 
 
     if worlds is None:
         return None
-    found = measure([replace(e, policy=Policy(name)) for name, mine in policies.items() for e in mine], worlds)
+    found = measure(policies, worlds)
     tables = {name: one.calibration for name, one in found.items()}
     return Measured(
         policies=tuple(found)[:MOST_POLICIES],

@@ -27,6 +27,7 @@ from rl_assets.market.leakage import audit_leakage
 from rl_assets.market.metrics import measure, per_episode
 from rl_assets.market.snapshot import PERP_NAMES, WorldConfig, load_snapshot, load_truth, parse_snapshot, save_snapshot
 from rl_assets.market.trades import trades_of
+from rl_assets.reports.summary import by_policy
 from rl_assets_tests.market.wild import STILL, Scripted, by_id, episodes_of, one, with_prices, world
 
 DEFAULT = WorldConfig()
@@ -296,7 +297,7 @@ def test_defect_17_response_time_measures_the_engine_and_drawdown_is_none():
         curve = np.array([DEFAULT.start_cash, *(step.equity for step in episode.steps)])
         falls = [curve[early] - curve[late] for early in range(13) for late in range(early, 13)]
         assert found["max_drawdown"][place] == pytest.approx(max(falls), abs=1e-6)
-    measured = measure(episodes, worlds)["it"]
+    measured = measure(by_policy(episodes), worlds)["it"]
     assert measured.values["brier"] is not None
     assert measured.calibration
 

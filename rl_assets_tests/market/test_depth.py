@@ -24,6 +24,7 @@ from rl_assets.market.generate import generate
 from rl_assets.market.leakage import audit_leakage
 from rl_assets.market.metrics import measure
 from rl_assets.market.snapshot import Truth, load_snapshot, load_truth, parse_snapshot, save_snapshot
+from rl_assets.reports.summary import by_policy
 from rl_assets_tests.market.wild import Scripted, by_id, episodes_of, one, orders, played, side_by_side, world
 
 HARD = DIFFICULTIES["hard"]
@@ -252,7 +253,7 @@ def test_hard_episodes_replay_bit_for_bit_and_metrics_measure_them():
     episodes = episodes_of([Scripted("it", lines), ReferenceAgent("news_follower")], range(3), HARD)
     for place, episode in enumerate(episodes):
         assert replay(episode, *world(HARD, place % 3)) == []
-    measured = measure(episodes, by_id(range(3), HARD))
+    measured = measure(by_policy(episodes), by_id(range(3), HARD))
     trades = measured["it"].values["trades"]
     assert trades is not None
     assert trades.mean == 1.0

@@ -12,16 +12,17 @@ from rl_assets.errors import MalformedInput
 from rl_assets.market.engine import Do, Engine
 from rl_assets.market.metrics import (
     METRICS,
-    as_rows,
     calibration_table,
     cluster_interval,
     drawdown,
     measure,
     per_episode,
     ratio_interval,
+    skills,
 )
 from rl_assets.market.snapshot import WorldConfig
 from rl_assets.market.trades import Trades, trades_of
+from rl_assets.reports.summary import by_policy
 from rl_assets_tests.market.wild import Scripted, by_id, episodes_of, one, with_prices, world
 
 DEFAULT = WorldConfig()
@@ -97,7 +98,7 @@ def test_who_never_trades_has_no_hit_rate_but_a_profit_of_zero():
     found = numbers([])
     assert np.isnan([found[name] for name in ("hit_rate", "brier", "edge")]).all()
     assert found["expected_pnl"] == found["turnover"] == found["max_drawdown"] == 0.0
-    measured = measure(episodes_of([Scripted("it", [])], range(4)), by_id(range(4)))["it"]
+    measured = measure(by_policy(episodes_of([Scripted("it", [])], range(4))), by_id(range(4)))["it"]
     assert measured.values["hit_rate"] is None
     assert measured.calibration == []
 
@@ -113,7 +114,7 @@ def test_drawdown_is_the_largest_fall_of_the_equity_curve():
 
 def test_skill_lies_between_hold_and_oracle():
     names = ("hold", "random", "news_follower", "oracle")
-    measured = measure(episodes_of([ReferenceAgent(name) for name in names], range(32)), by_id(range(32)))
+    measured = measure(by_policy(episodes_of([ReferenceAgent(name) for name in names], range(32))), by_id(range(32)))
     skill = {name: measured[name].values["skill"] for name in names}
     assert skill["hold"] is not None
     assert skill["hold"].mean == 0.0
@@ -122,7 +123,7 @@ def test_skill_lies_between_hold_and_oracle():
     follower = skill["news_follower"]
     assert follower is not None
     assert 0.0 < follower.low < follower.mean < follower.high < 1.0
-    assert set(as_rows(measured)[0]) == {"policy", "episodes", *METRICS}
+    assert all(list(m.values) == list(METRICS) for m in measured.values())
     for rows in (m.calibration for name, m in measured.items() if name != "hold"):
         assert all(row["from"] <= row["paid"] < row["to"] for row in rows if row["to"] < 1.0)
         assert sum(row["trades"] for row in rows) > 100
@@ -138,8 +139,19 @@ def test_a_side_that_cost_a_dollar_or_more_is_in_the_last_bin():
 
 
 def test_without_hold_or_oracle_there_is_no_skill():
-    measured = measure(episodes_of([ReferenceAgent("random")], range(4)), by_id(range(4)))
+    measured = measure(by_policy(episodes_of([ReferenceAgent("random")], range(4))), by_id(range(4)))
     assert measured["random"].values["skill"] is None
+
+
+def test_skill_is_0_for_holding_1_for_the_oracle_and_negative_for_who_loses_more():
+    episodes = by_policy(episodes_of([ReferenceAgent(name) for name in ("hold", "random", "oracle")], range(4)))
+    worth = {"hold": 0.0, "random": -4.0, "oracle": 8.0}
+    given = {name: [replace(e, expected_pnl=worth[name]) for e in mine] for name, mine in episodes.items()}
+    assert {name: skill.mean for name, skill in skills(given).items()} == {"hold": 0.0, "random": -0.5, "oracle": 1.0}
+    poor = {**given, "oracle": [replace(e, expected_pnl=0.0) for e in given["oracle"]]}
+    assert skills(poor) == {}
+    with pytest.raises(MalformedInput, match="expected_pnl of episode"):
+        skills({**given, "random": [replace(given["random"][0], expected_pnl=float("nan"))]})
 
 
 def test_mixed_sizes_of_worlds_are_measured_together():
@@ -156,14 +168,14 @@ def test_mixed_sizes_of_worlds_are_measured_together():
 def test_what_cannot_be_measured_is_refused_with_a_sentence():
     episode = episodes_of([ReferenceAgent("random")], [0])[0]
     with pytest.raises(MalformedInput, match="load it first"):
-        measure([episode], {})
+        measure(by_policy([episode]), {})
     with pytest.raises(MalformedInput, match="load it first"):
-        measure([replace(episode, snapshot_id=None)], by_id([0]))
+        measure(by_policy([replace(episode, snapshot_id=None)]), by_id([0]))
     with pytest.raises(MalformedInput, match="11 of 12 steps"):
-        measure([replace(episode, steps=episode.steps[1:])], by_id([0]))
+        measure(by_policy([replace(episode, steps=episode.steps[1:])]), by_id([0]))
     for wrong in (None, float("nan"), float("inf")):
         with pytest.raises(MalformedInput, match="expected_pnl of episode"):
-            measure([replace(episode, expected_pnl=wrong)], by_id([0]))
+            measure(by_policy([replace(episode, expected_pnl=wrong)]), by_id([0]))
 
 
 @given(values=st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=40), per_day=st.integers(1, 4))

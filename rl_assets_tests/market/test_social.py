@@ -11,6 +11,7 @@ from rl_assets.market import social
 from rl_assets.market.config import DIFFICULTIES, WorldConfig
 from rl_assets.market.metrics import measure, per_episode
 from rl_assets.market.trades import trades_of
+from rl_assets.reports.summary import by_policy
 from rl_assets_tests.market.wild import Scripted, by_id, episodes_of
 
 HARD = DIFFICULTIES["hard"]
@@ -75,6 +76,6 @@ def test_episodes_of_several_worlds_are_each_measured_as_if_alone_and_again_the_
 
 def test_it_has_an_interval_over_market_days():
     episodes = episodes_of([Scripted("it", [JOIN_GEM, BUY])], SEEDS, HARD)
-    interval = measure(episodes, by_id(SEEDS, HARD))["it"].values["social_value"]
+    interval = measure(by_policy(episodes), by_id(SEEDS, HARD))["it"].values["social_value"]
     assert interval is not None
     assert (interval.low, interval.mean, interval.high, interval.clusters) == (-20.0, -20.0, -20.0, 2)

@@ -13,7 +13,6 @@ from rl_assets.episodes import Episode, Policy
 from rl_assets.errors import MalformedInput, MissingCheckpoint
 from rl_assets.market import audit, leakage
 from rl_assets.market.generate import generate
-from rl_assets.market.metrics import skill
 from rl_assets.registry.checkpoints import checkpoint_digest
 from rl_assets.registry.decisions import Evaluation, latest_evaluation, look_number
 from rl_assets.registry.evaluate import REFERENCES, evaluate, play_of
@@ -109,13 +108,6 @@ def test_play_is_read_by_snapshot_and_sibling_whatever_the_order():
     for incomplete in ([replace(episodes[0], expected_pnl=None), *episodes[1:]], episodes[1:], []):
         with pytest.raises(MalformedInput, match=f"{policy} has not played gate-. to its end; play the gate again"):
             play_of(incomplete, policy, snapshots)
-
-
-def test_skill_is_0_for_holding_and_1_for_the_oracle():
-    assert skill(0.0, hold=0.0, oracle=8.0) == 0.0
-    assert skill(8.0, hold=0.0, oracle=8.0) == 1.0
-    assert skill(-4.0, hold=0.0, oracle=8.0) == -0.5
-    assert skill(1.0, hold=2.0, oracle=2.0) is None
 
 
 def test_a_gate_snapshot_that_fails_its_audit_decides_nothing(

@@ -160,7 +160,7 @@ def test_what_does_not_belong_together_is_refused_and_nothing_is_written(tmp_pat
         ({"model": replace(MODEL, batch_id="batch-other")}, "pass those of one batch"),
         ({"episodes": mine}, "babylon-agent@2 has not played the gate; materialize benchmark_evaluations"),
         ({"episodes": []}, "babylon-agent@3 has not played the gate"),
-        ({"episodes": broken}, "expected_pnl of episode-000000 is nan"),
+        ({"episodes": broken}, "expected_pnl of episode episode-000000 is nan"),
         ({"curve": [{"update": 0.0, "loss/train": float("nan")}]}, "cannot be drawn"),
         ({"decision": {}}, "evaluate the candidate again"),
     ):

@@ -14,7 +14,7 @@ from PIL import Image
 
 from rl_assets.episodes import Episode, Policy
 from rl_assets.errors import MalformedInput, RlAssetsError
-from rl_assets.market.metrics import METRICS, measure
+from rl_assets.market.metrics import METRICS, market_day, measure
 from rl_assets.reports.behaviour import (
     action_timeline,
     calibration,
@@ -23,7 +23,7 @@ from rl_assets.reports.behaviour import (
     price_calibration,
 )
 from rl_assets.reports.runs import write_comparison_report, write_run_report
-from rl_assets.reports.summary import by_policy, market_day, paired_difference, summarise
+from rl_assets.reports.summary import by_policy, paired_difference, summarise
 from rl_assets.store.lake import read_episodes_parquet
 from rl_assets_tests.reports.pages import HOSTILE, Page, played, worlds
 from rl_assets_tests.reports.test_plots import opened
@@ -83,7 +83,7 @@ def test_with_the_worlds_at_hand_orders_are_measured_by_what_they_turned_out_to_
         page = Page(path)
         assert not page.faults
         assert all(name.replace("_", " ") in page.text and meaning in page.text for name, meaning in METRICS.items())
-        measured = measure(BY_POLICY[str(LEARNER)], WORLDS)[str(LEARNER)].values["hit_rate"]
+        measured = measure({str(LEARNER): BY_POLICY[str(LEARNER)]}, WORLDS)[str(LEARNER)].values["hit_rate"]
         assert measured is not None
         assert f"{measured.mean:.3f}" in page.text and policy in page.text
     with pytest.raises(MalformedInput, match="is not given; load it first"):
@@ -113,6 +113,22 @@ def test_intervals_are_over_market_days_and_absent_where_there_is_one():
     assert market_day(EPISODES[0]) == "200000"
     assert market_day(replace(EPISODES[0], snapshot_id="babylon-7")) == "babylon-7"
     assert market_day(replace(EPISODES[0], snapshot_id=None)) == EPISODES[0].ended_at.date().isoformat()
+
+
+def test_skill_is_one_number_in_a_report_whatever_was_played(tmp_path: Path):
+    rules = {name: Policy(name) for name in ("hold", "oracle", "news_follower", "random")}
+    episodes = by_policy(played(list(WORLDS.values()), rules, siblings=2))
+    some = {
+        "holding": episodes["hold"],
+        "oracle": episodes["oracle"],
+        "news_follower": [e for e in episodes["news_follower"] if e.snapshot_id != next(iter(WORLDS))],
+        "random": [e for place, e in enumerate(episodes["random"]) if place % 4],
+    }
+    assert len({e.snapshot_id for e in some["random"]}) == len(WORLDS)
+    measured = measure(some, WORLDS)
+    for row in summarise(some):
+        skill = measured[row.policy].values["skill"]
+        assert skill is not None and row.skill == skill.mean
 
 
 def test_live_episodes_without_latent_values_are_reported_by_realised_pnl(tmp_path: Path):
@@ -171,9 +187,9 @@ def test_what_cannot_be_reported_is_refused_before_anything_is_written(tmp_path:
     nan = float("nan")
     for wrong, said in (
         ([], "the run holds no episode; play some"),
-        ([replace(first, expected_pnl=nan), *rest], "expected_pnl of episode-000000 is nan"),
-        ([replace(first, expected_pnl=None, realised_pnl=nan), *rest], "realised_pnl of episode-000000 is nan"),
-        ([replace(first, max_drawdown=nan), *rest], "max_drawdown of episode-000000 is nan"),
+        ([replace(first, expected_pnl=nan), *rest], "expected_pnl of episode episode-000000 is nan"),
+        ([replace(first, expected_pnl=None, realised_pnl=nan), *rest], "realised_pnl of episode episode-000000 is nan"),
+        ([replace(first, max_drawdown=nan), *rest], "max_drawdown of episode episode-000000 is nan"),
         ([replace(first, fees=nan), *rest], "a number of the report is nan"),
         ([replace(first, steps=(replace(first.steps[0], equity=nan),)), *rest], "the equity of an episode holds nan"),
         (
