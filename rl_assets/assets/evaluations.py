@@ -151,16 +151,17 @@ def _summary(batch: "Batch", evaluation: "Evaluation") -> dict:
     }
 
 
-def _conditions(d: "Decision") -> list[dict[str, Any]]:
-    rows = [
-        ("lower bound of the difference, dollars", d.lower, f"above {d.minimum_effect:.2f}", d.is_better),
-        ("drawdown, dollars", d.candidate.max_drawdown, f"at most {d.most_drawdown:.2f}", d.drawdown_is_kept),
-        ("breaches", d.candidate.breaches, f"at most {d.most_breaches:.2f}", d.breaches_are_kept),
-        ("trades", d.candidate.trades, f"at least {d.least_trades:.2f}", d.still_trades),
-    ]
+def _conditions(decision: "Decision") -> list[dict[str, Any]]:
     return [
-        {"per_episode": what, "candidate": _rounded(value), "must_be": limit, "holds": ok}
-        for what, value, limit, ok in rows
+        {
+            "condition": condition.name,
+            "unit": condition.unit,
+            "candidate": _rounded(condition.candidate),
+            "champion": _rounded(condition.champion),
+            "must_be": condition.limit,
+            "holds": condition.holds,
+        }
+        for condition in decision.conditions()
     ]
 
 

@@ -69,8 +69,25 @@ class Means:
 
 
 @dataclass(frozen=True)
+class Condition:
+    """One thing the gate asks for. candidate, champion: what each has, in `unit`; the gain's bound is None where there
+    are too few days for one, and the champion has none. limit: what the candidate's must be, in words."""
+
+    name: str
+    unit: str
+    candidate: float | None
+    champion: float | None
+    limit: str
+    holds: bool
+
+    def __str__(self) -> str:
+        value = "unknown" if self.candidate is None else f"{self.candidate:.2f} {self.unit}"
+        return f"{self.name} {value}, must be {self.limit}"
+
+
+@dataclass(frozen=True)
 class Decision:
-    """What the gate found. `reason` is a sentence for people; the properties say which conditions hold.
+    """What the gate found. `reason` is a sentence for people; `conditions` are what it rests on.
 
     effect: mean paired difference of expected PnL, dollars per episode. lower, upper: one-sided bounds of it, each
     missed with probability `alpha`; None where there are too few days for that. look: the how-manieth candidate this
@@ -97,20 +114,41 @@ class Decision:
     least_trades: float
 
     @property
-    def is_better(self) -> bool:
-        return self.lower is not None and self.lower > self.minimum_effect
-
-    @property
-    def drawdown_is_kept(self) -> bool:
-        return self.candidate.max_drawdown <= self.most_drawdown
-
-    @property
-    def breaches_are_kept(self) -> bool:
-        return self.candidate.breaches <= self.most_breaches
-
-    @property
     def still_trades(self) -> bool:
         return self.candidate.trades >= self.least_trades
+
+    def conditions(self) -> list[Condition]:
+        """What the gate asks for; a candidate is promoted where all of it holds."""
+        ours, theirs, dollars, count = self.candidate, self.champion, "dollars per episode", "per episode"
+        return [
+            Condition(
+                "lower bound of the gain",
+                dollars,
+                self.lower,
+                None,
+                f"above {self.minimum_effect:.2f}",
+                self.lower is not None and self.lower > self.minimum_effect,
+            ),
+            Condition(
+                "drawdown",
+                dollars,
+                ours.max_drawdown,
+                theirs.max_drawdown,
+                f"at most {self.most_drawdown:.2f}",
+                ours.max_drawdown <= self.most_drawdown,
+            ),
+            Condition(
+                "breaches",
+                count,
+                ours.breaches,
+                theirs.breaches,
+                f"at most {self.most_breaches:.2f}",
+                ours.breaches <= self.most_breaches,
+            ),
+            Condition(
+                "trades", count, ours.trades, theirs.trades, f"at least {self.least_trades:.2f}", self.still_trades
+            ),
+        ]
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "days": list(self.days), "day_effects": list(self.day_effects)}
@@ -204,19 +242,9 @@ def _subsets(count: int) -> np.ndarray:
 
 
 def _faults(d: Decision) -> list[str]:
-    faults = []
-    if d.lower is None:
-        least = math.ceil(math.log2(1 / d.alpha))
-        faults.append(f"{len(d.days)} market days cannot decide at alpha {d.alpha:.4f}, it takes {least}")
-    elif not d.is_better:
-        faults.append(f"it is not shown to be better by more than {d.minimum_effect:.2f} dollars")
-    if not d.drawdown_is_kept:
-        faults.append(f"its drawdown of {d.candidate.max_drawdown:.2f} dollars is above {d.most_drawdown:.2f}")
-    if not d.breaches_are_kept:
-        faults.append(f"its {d.candidate.breaches:.2f} breaches per episode are above {d.most_breaches:.2f}")
-    if not d.still_trades:
-        faults.append(f"its {d.candidate.trades:.2f} trades per episode are below {d.least_trades:.2f}")
-    return faults
+    least = math.ceil(math.log2(1 / d.alpha))
+    few = f"{len(d.days)} market days cannot decide at alpha {d.alpha:.4f}, it takes {least}"
+    return [few if one.candidate is None else str(one) for one in d.conditions() if not one.holds]
 
 
 def _check(days: np.ndarray, candidate: Play, champion: Play, look: int) -> None:

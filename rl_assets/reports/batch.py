@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rl_assets.episodes import Episode, Policy
@@ -22,17 +21,6 @@ if TYPE_CHECKING:
 
     from rl_assets.registry.models import Model
     from rl_assets.training.manifest import Manifest
-
-
-@dataclass(frozen=True, slots=True)
-class Condition:
-    """One thing the gate asks for: means per episode before and after, the limit in words, whether it held."""
-
-    name: str
-    before: float
-    after: float
-    limit: str
-    held: bool
 
 
 def write_batch_report(conn: psycopg.Connection, directory: Place, batch_id: str) -> Place:
@@ -109,7 +97,7 @@ def render_batch_report(
         champion=champion,
         roles={str(champion): "champion", str(candidate): "candidate"},
         told=_told(manifest, model, len(curve), result),
-        conditions=_conditions(gate),
+        conditions=gate.conditions(),
         rows=rows,
         metrics=sorted(model.metrics.items()),
         lineage=_lineage(manifest, model, champion),
@@ -143,35 +131,6 @@ def _told(manifest: Manifest, model: Model, updates: int, result: Mapping[str, A
     if result.get("seconds"):
         facts.append(("Training (s)", number(result["seconds"], 1)))
     return facts
-
-
-def _conditions(gate: Decision) -> list[Condition]:
-    before, after = gate.champion, gate.candidate
-    bound = "no bound from so few days" if gate.lower is None else f"lower bound {number(gate.lower)}"
-    return [
-        Condition(
-            "Expected PnL (dollars)",
-            before.expected_pnl,
-            after.expected_pnl,
-            f"{bound}, must exceed {number(gate.minimum_effect)}",
-            gate.is_better,
-        ),
-        Condition(
-            "Drawdown (dollars)",
-            before.max_drawdown,
-            after.max_drawdown,
-            f"at most {number(gate.most_drawdown)}",
-            gate.drawdown_is_kept,
-        ),
-        Condition(
-            "Breaches",
-            before.breaches,
-            after.breaches,
-            f"at most {number(gate.most_breaches)}",
-            gate.breaches_are_kept,
-        ),
-        Condition("Trades", before.trades, after.trades, f"at least {number(gate.least_trades)}", gate.still_trades),
-    ]
 
 
 def _lineage(manifest: Manifest, model: Model, champion: Policy) -> list[tuple[str, object]]:

@@ -21,6 +21,7 @@ from rl_assets.registry.evaluate import decide
 from rl_assets.registry.gate import Decision
 from rl_assets.registry.models import Model
 from rl_assets.reports.batch import render_batch_report, write_batch_report
+from rl_assets.reports.page import number
 from rl_assets.reports.summary import by_policy, summarise
 from rl_assets.store.lake import write_episodes_parquet
 from rl_assets.training.manifest import Manifest, ManifestGroup
@@ -80,6 +81,9 @@ def test_a_report_tells_what_was_trained_decided_and_played(tmp_path: Path):
     assert DECISION.reason in text
     for fact in ("batch-0123456789ab", "babylon-agent@3", "babylon-agent@2", "v1.0.2", "ab" * 32, "group-2", "t-4"):
         assert fact in text
+    for one in DECISION.conditions():
+        cells = (f"{one.name}, {one.unit}", number(one.champion), number(one.candidate), one.limit)
+        assert "".join([*cells, "yes" if one.holds else "no"]) in page.text
     for fact in ("judgement-2", "2026-11-23T08:00 UTC", "12.5", "oracle", "0.2500", "−0.01250"):
         assert fact in text
     verdict = "Promoted" if DECISION.promote else "Rejected"
@@ -150,7 +154,7 @@ def test_a_batch_that_promises_little_is_shown_as_well(tmp_path: Path):
         )
     )
     assert not page.faults
-    assert "no bound from so few days" in page.text and "Rejected: babylon-agent@3" in page.text
+    assert "lower bound of the gain, dollars per episode" in page.text and "Rejected: babylon-agent@3" in page.text
 
 
 def test_what_does_not_belong_together_is_refused_and_nothing_is_written(tmp_path: Path):
