@@ -15,7 +15,7 @@ from rl_assets.errors import ConfigurationError
 from rl_assets.resources import Database, Trainer
 from rl_assets.settings import Settings
 from rl_assets.store.ledger import batches
-from rl_assets.verify import backend
+from rl_assets.verify.areas import backend
 from rl_assets_tests.store.waiting import LINE, a_champion, waiting
 
 
@@ -96,7 +96,7 @@ def test_verify_shows_which_backend_it_is_and_what_it_lacks(monkeypatch: pytest.
     found = backend(Settings.from_env({"TRAINING_BACKEND": "local"}))
     assert found.state == "fail"
     assert "the NVIDIA driver counts no GPU" in found.remedy
-    monkeypatch.setattr("rl_assets.verify.smollm2_weights", lambda: None)
+    monkeypatch.setattr("rl_assets.verify.areas.smollm2_weights", lambda: None)
     found = backend(Settings.from_env({"TRAINING_BASE_POLICY": "smollm2"}))
     assert (found.state, found.remedy) == ("warn", backends.SMOLLM2_INSTALL)
 

@@ -10,7 +10,7 @@ def verify() -> int:
     """Check configuration, database, data, automation, registry and operations. Exit code 1 if a check fails."""
     from rl_assets.commands.shown import show_table
     from rl_assets.settings import Settings
-    from rl_assets.verify import verify as look
+    from rl_assets.verify.areas import verify as look
 
     found = look(Settings.from_env())
     show_table(

@@ -9,8 +9,8 @@ import psycopg
 import pytest
 
 from rl_assets.errors import DatabaseError
-from rl_assets.operations import newest_migration
 from rl_assets.store.database import MIGRATIONS, connect, migrate
+from rl_assets.verify.operations import newest_migration
 
 CATALOGUE = """
   SELECT table_name, column_name, data_type, is_nullable, column_default, character_maximum_length

@@ -1,13 +1,10 @@
-"""Is everything as it should be? Each area is looked at, and each fault comes with what to do about it."""
+"""Every area in turn, and those of them that are the configuration, the database, the data and the registry."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from importlib.metadata import PackageNotFoundError, version
-from typing import Literal
 
 import psycopg
 
@@ -16,30 +13,18 @@ from rl_assets.errors import ConfigurationError, MissingCheckpoint, RlAssetsErro
 from rl_assets.services import databases
 from rl_assets.settings import REPOSITORY, Settings
 from rl_assets.store.database import connect
-
-State = Literal["pass", "warn", "fail"]
+from rl_assets.verify.automation import automation
+from rl_assets.verify.finding import Finding
+from rl_assets.verify.operations import operations
 
 ROOM_BYTES = 1 << 30
 """Free disk below which a training may not fit."""
 PINNED = {"openpipe-art": "0.5.18", "transformers": "5.2.0", "sqlalchemy": "2.0", "polars": "1", "openai": "2"}
 """Packages of which other versions are known to break, with what their version must begin with."""
-STALE = timedelta(minutes=2)
-"""A daemon that has not reported for this long is taken to be down."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    area: str
-    check: str
-    state: State
-    detail: str
-    remedy: str = ""
 
 
 def verify(settings: Settings) -> list[Finding]:
     """Look at every area. The embedded database is started for it if it is down, and stopped again."""
-    from rl_assets.operations import operations
-
     found = _guarded("configuration", lambda: configuration(settings))
     try:
         with databases(settings) as urls, connect(urls.babylon) as conn:
@@ -176,44 +161,6 @@ def data(conn: psycopg.Connection, settings: Settings) -> Iterator[Finding]:
         "fail" if broken else "pass",
         detail,
         "delete their files, then rl-assets snapshots generate with the same seeds" if broken else "",
-    )
-
-
-def automation() -> Iterator[Finding]:
-    """The definitions, the daemon, and runs that failed lately."""
-    import dagster as dg
-
-    from rl_assets.definitions import defs
-
-    area = "automation"
-    repository = defs.get_repository_def()
-    sensors, schedules = repository.sensor_defs, repository.schedule_defs
-    yield Finding(area, "definitions", "pass", f"{len(sensors)} sensors and {len(schedules)} schedules load")
-    for instigator in (*sensors, *schedules):
-        running = instigator.default_status.value == "RUNNING"
-        yield Finding(
-            area,
-            instigator.name,
-            "pass" if running else "warn",
-            "on unless switched off in the UI" if running else "off unless switched on in the UI",
-        )
-    instance = dg.DagsterInstance.get()
-    now = datetime.now(UTC)
-    beats = [datetime.fromtimestamp(beat.timestamp, UTC) for beat in instance.get_daemon_heartbeats().values()]
-    if beats and now - max(beats) < STALE:
-        yield Finding(area, "daemon", "pass", f"reported {(now - max(beats)).seconds} s ago")
-    else:
-        last = f"last reported {max(beats):%Y-%m-%d %H:%M} UTC" if beats else "has never reported"
-        yield Finding(area, "daemon", "warn", last, "make ui, where new episodes are to be picked up by themselves")
-    chosen = dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE], created_after=now - timedelta(days=1))
-    failed = instance.get_runs(chosen, limit=100)
-    names = sorted({run.job_name for run in failed})
-    yield Finding(
-        area,
-        "runs of the last day",
-        "warn" if failed else "pass",
-        f"{len(failed)} failed: {', '.join(names)}" if failed else "none failed",
-        "read their errors: make ui" if failed else "",
     )
 
 

@@ -1,4 +1,4 @@
-"""What `rl-assets verify` says of operation: migrations, the role, who is told, what waits, and what has stopped."""
+"""What `rl-assets verify` says of operation: migrations, the role, who is told, and whether live agents can play."""
 
 from __future__ import annotations
 
@@ -15,20 +15,17 @@ from rl_assets.settings import Settings
 from rl_assets.store.database import MIGRATIONS
 from rl_assets.store.live import live_agents
 from rl_assets.turns import MARKET_URL
-from rl_assets.verify import Finding
+from rl_assets.verify.finding import Finding
 
 AREA = "operations"
 MARKET_SECONDS = 10.0
-MOST_NAMED = 3
-"""Names in one finding; the UI has the rest."""
 
 
 def operations(conn: psycopg.Connection, settings: Settings) -> Iterator[Finding]:
-    """The database's version and role, how people are told, and Dagster's instance."""
+    """The database's version and role, how people are told, and the live agents."""
     yield from _database(conn, settings)
     yield from _settings(settings)
     yield _live(conn)
-    yield from _instance()
 
 
 def newest_migration(directory: Path = MIGRATIONS / "versions") -> str:
@@ -111,53 +108,3 @@ def _no_market(url: str) -> str | None:
     except RlAssetsError as error:
         return str(error)
     return None
-
-
-def _instance() -> Iterator[Finding]:
-    """How Dagster's instance is set up, and what has stopped, failed or gone stale in it."""
-    import dagster as dg
-
-    from rl_assets.automation.alerts import ALERT
-    from rl_assets.definitions import defs
-
-    instance = dg.DagsterInstance.get()
-    pools = instance.get_concurrency_config().pool_config
-    for name, good in (
-        ("pools", pools.default_pool_limit is not None),
-        ("run monitoring", instance.run_monitoring_enabled and instance.run_monitoring_max_runtime_seconds > 0),
-        ("freshness", instance.freshness_enabled),
-        ("tick retention", bool(instance.get_settings("retention"))),
-    ):
-        detail = "set" if good else "not set in the instance's dagster.yaml"
-        yield Finding(AREA, name, "pass" if good else "warn", detail, "" if good else "take it from dagster.yaml")
-    repository = defs.get_repository_def()
-    ours = {one.name for one in (*repository.sensor_defs, *repository.schedule_defs)}
-    states = [state for state in instance.all_instigator_state() if state.instigator_name in ours]
-    stopped = sorted(state.instigator_name for state in states if state.status.value == "STOPPED")
-    yield _listed("sensors", stopped, "switched off", "switch it on in the UI, under Automation")
-    failing = []
-    for state in states:
-        for tick in instance.get_ticks(state.instigator_origin_id, state.selector_id, limit=1):
-            if tick.status.value == "FAILURE" and state.instigator_name not in stopped:
-                said = alerts.first_line(tick.error.message if tick.error else "")
-                failing.append(f"{state.instigator_name}: {said}")
-    yield _listed("ticks", sorted(failing), "failing", "mend what it says")
-    undelivered = instance.get_runs_count(dg.RunsFilter(tags={ALERT: "undelivered"}))
-    yield Finding(
-        AREA,
-        "undelivered alerts",
-        "warn" if undelivered else "pass",
-        f"{undelivered} wait" if undelivered else "none",
-        f"see the last tick of alert_backlog_sensor; correct {alerts.WEBHOOK}" if undelivered else "",
-    )
-    keys = [node.key for node in repository.asset_graph.asset_nodes if node.freshness_policy is not None]
-    records = instance.get_freshness_state_records(keys)
-    stale = sorted(key.to_user_string() for key, record in records.items() if record.freshness_state.value == "FAIL")
-    yield _listed("stale assets", stale, "stale", "docs/operations.md says what to look at")
-
-
-def _listed(check: str, names: list[str], what: str, remedy: str) -> Finding:
-    if not names:
-        return Finding(AREA, check, "pass", f"none {what}")
-    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
-    return Finding(AREA, check, "warn", f"{what}: {', '.join(names[:MOST_NAMED])}{more}", remedy)

@@ -12,12 +12,14 @@ import pytest
 from dagster._core.scheduler.instigation import InstigatorState, InstigatorStatus, SensorInstigatorData
 
 from rl_assets.automation.alerts import ALERT
-from rl_assets.operations import newest_migration, operations
 from rl_assets.registry.models import promote
 from rl_assets.settings import REPOSITORY, Settings
 from rl_assets.store.database import connect
 from rl_assets.store.live import give_points, register
-from rl_assets.verify import Finding, database, registry
+from rl_assets.verify.areas import database, registry
+from rl_assets.verify.automation import automation
+from rl_assets.verify.finding import Finding
+from rl_assets.verify.operations import newest_migration, operations
 from rl_assets_tests.a2a.sdk import Servers
 from rl_assets_tests.registry.made import LINE, a_base, a_candidate, evaluated
 
@@ -40,12 +42,13 @@ def instance(empty_postgres_url: str, tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def found(conn: psycopg.Connection, settings: Settings) -> dict[str, Finding]:
-    return {finding.check: finding for finding in operations(conn, settings)}
+    return {finding.check: finding for finding in (*automation(), *operations(conn, settings))}
 
 
 def test_a_new_installation_is_in_order(conn: psycopg.Connection, instance: dg.DagsterInstance, tmp_path: Path):
     findings = found(conn, Settings(tmp_path))
-    assert {name: one.state for name, one in findings.items() if one.state != "pass"} == {}
+    assert {name: one.state for name, one in findings.items() if one.state != "pass"} == {"daemon": "warn"}
+    assert findings["daemon"].detail == "has never reported"
     assert findings["private hosts"].detail == "localhost, 127.0.0.0/8, ::1/128"
     assert set(findings) >= {"migrations", "role", "alerts", "private hosts", "JSON log", "pools", "run monitoring"}
     assert set(findings) >= {"freshness", "tick retention", "sensors", "ticks", "undelivered alerts", "stale assets"}
@@ -92,6 +95,7 @@ def test_what_is_wrong_is_said_with_what_to_do(
     production = Settings(tmp_path, database_url="postgresql://me@host/babylon")
     findings = found(conn, production)
     assert {name: one.state for name, one in findings.items() if one.state != "pass"} == {
+        "daemon": "warn",
         "migrations": "fail",
         "role": "warn",  # the embedded server's own, which production would not use
         "alerts": "fail",
@@ -104,6 +108,17 @@ def test_what_is_wrong_is_said_with_what_to_do(
     assert "rl-assets db migrate" in findings["migrations"].remedy
     assert findings["sensors"].detail == "switched off: training_sensor"
     assert all(one.remedy for one in findings.values() if one.state != "pass")
+
+
+def test_what_is_off_on_purpose_is_named_and_no_warning(
+    conn: psycopg.Connection, instance: dg.DagsterInstance, tmp_path: Path
+):
+    left_off = ("pass", "none switched off; off until switched on: live_tick_schedule, weekly_prune_schedule", "")
+    for name in ("nothing_yet", "weekly_prune_schedule"):
+        switch_off(instance, name)
+        looks = [one for one in automation() if "schedule" in f"{one.check} {one.detail}"]
+        assert {one.check for one in looks} == {"definitions", "sensors"}
+        assert [(one.state, one.detail, one.remedy) for one in looks if one.check == "sensors"] == [left_off]
 
 
 def test_tables_in_a_schema_of_the_game_are_found_and_a_missing_index_is_told(postgres_url: str):
