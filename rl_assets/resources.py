@@ -170,10 +170,10 @@ class Trainer(dg.ConfigurableResource):
         ge=0,
         description="Fresh judged episodes that start a training. 0: TRAINING_MIN_TRAJECTORIES, by default 1000.",
     )
-    most_stale: int = Field(
-        default=0,
+    most_stale: int | None = Field(
+        default=None,
         ge=0,
-        description="Policy steps that an episode may be behind the champion and still be trained on. 0: "
+        description="Policy steps that an episode may be behind the champion and still be trained on. Unset: "
         "TRAINING_MOST_STALE, by default 0.",
     )
     recompute_logprobs: bool = Field(
@@ -215,7 +215,7 @@ class Trainer(dg.ConfigurableResource):
             backend=backend,
             backend_why="the trainer's configuration says so" if self.backend else known.backend_why,
             base_policy=base,
-            most_stale=self.most_stale or known.most_stale,
+            most_stale=known.most_stale if self.most_stale is None else self.most_stale,
             model_line=self.model_line or (line_of(backend, base) if changed else known.model_line),
         )
 

@@ -80,6 +80,14 @@ def test_nothing_is_claimed_for_a_backend_that_cannot_train_here(
         trainer.service(None, conn)  # pyright: ignore[reportArgumentType]
 
 
+@pytest.mark.parametrize(("given", "stale"), [(None, 1), (0, 0), (2, 2)])
+def test_a_trainer_is_as_stale_as_it_says_and_else_as_the_environment(
+    given: int | None, stale: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("TRAINING_MOST_STALE", "1")
+    assert Trainer(backend="cpu", most_stale=given).settings.most_stale == stale
+
+
 def test_the_command_line_refuses_before_it_opens_a_database(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(backends, "gpus", lambda: 0)
     monkeypatch.setenv("TRAINING_BACKEND", "local")
