@@ -70,25 +70,11 @@ def show(step: int | None) -> None:
 @click.argument("step", type=click.IntRange(0))
 def restore(step: int) -> None:
     """Bring a version's checkpoint back from W&B, if its files are those that were registered."""
-    from rl_assets.errors import RlAssetsError
-    from rl_assets.registry.checkpoints import Remote
-    from rl_assets.registry.models import get_model, playable
-    from rl_assets.registry.retention import forget_pruning
-    from rl_assets.tracking import fetch_checkpoint
+    from rl_assets.registry.retention import restore as bring_back
 
     with opened() as (conn, settings):
-        model = get_model(conn, settings.model_line, step)
-    path = model.checkpoint_path
-    if isinstance(path, Remote):
-        raise RlAssetsError(f"{path} is kept at W&B and needs no copy here")
-    if not path.exists():
-        entity, project = settings.serverless.entity, settings.serverless.project
-        place = f"{entity}/{project}" if entity else project
-        fetch_checkpoint(f"{place}/{model.model_line}:step{step}", model.digest, path)
-    playable(model)
-    with opened() as (conn, settings):
-        forget_pruning(conn, settings.model_line, step)
-    click.echo(f"{path} is what was registered as step {step} of {model.model_line}")
+        path = bring_back(conn, settings.model_line, step, settings.serverless)
+    click.echo(f"{path} is what was registered as step {step} of {settings.model_line}")
 
 
 @models.command()

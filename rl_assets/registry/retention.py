@@ -14,9 +14,11 @@ from pathlib import Path
 import psycopg
 
 from rl_assets.errors import RlAssetsError
-from rl_assets.registry.models import list_models, protected_steps
+from rl_assets.registry.checkpoints import Remote
+from rl_assets.registry.models import get_model, list_models, playable, protected_steps
 from rl_assets.registry.partial import abandoned, size_of, sweep
 from rl_assets.registry.rows import Model, lock
+from rl_assets.settings import ServerlessSettings
 
 KEEP = 5
 """Newest steps that are kept whatever became of them, unless told otherwise."""
@@ -112,6 +114,25 @@ def shown(gone: Sequence[Pruned], *, dry_run: bool) -> str:
     size = sum(one.bytes for one in gone) / 2**20
     what = f"steps {steps or 'none'}" + (f", and {unfinished} that were never finished" if unfinished else "")
     return f"{'would delete' if dry_run else 'deleted'} {what}: {size:,.1f} MiB"
+
+
+def restore(conn: psycopg.Connection, model_line: str, step: int, serverless: ServerlessSettings) -> Path:
+    """Fetch a checkpoint from W&B unless it is here, and enter that it is back; returns where it is.
+
+    Raises RlAssetsError where it is kept at W&B alone, and MissingCheckpoint where it is not what was registered.
+    """
+    from rl_assets.tracking import fetch_checkpoint
+
+    model = get_model(conn, model_line, step)
+    path = model.checkpoint_path
+    if isinstance(path, Remote):
+        raise RlAssetsError(f"{path} is kept at W&B and needs no copy here")
+    if not path.exists():
+        place = f"{serverless.entity}/{serverless.project}" if serverless.entity else serverless.project
+        fetch_checkpoint(f"{place}/{model_line}:step{step}", model.digest, path)
+    playable(model)
+    forget_pruning(conn, model_line, step)
+    return path
 
 
 def forget_pruning(conn: psycopg.Connection, model_line: str, step: int) -> None:
