@@ -35,3 +35,9 @@ class ServiceError(RlAssetsError):
 
 class UnknownOutcome(RlAssetsError):
     """A training was handed to a service and nobody knows yet what became of it. It is not handed over again."""
+
+
+def reason_of(error: Exception) -> str:
+    """What an error says, in one line, without its number, path and full stop: to be part of a sentence."""
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(reason.split()).rstrip(".")

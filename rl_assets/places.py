@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 
-from rl_assets.errors import ConfigurationError, MalformedInput, RlAssetsError
+from rl_assets.errors import ConfigurationError, MalformedInput, RlAssetsError, reason_of
 
 if TYPE_CHECKING:
     from upath import UPath
@@ -37,7 +37,7 @@ def place_of(text: str) -> Place:
     except (ImportError, ValueError) as error:
         protocol = text.partition("://")[0]
         raise ConfigurationError(
-            f"{protocol}:// cannot be used as a store ({_line(error)}); install its driver"
+            f"{protocol}:// cannot be used as a store ({reason_of(error)}); install its driver"
         ) from error
     return found
 
@@ -57,8 +57,8 @@ def whole_file(place: Place) -> Iterator[Path]:
                 _put(partial, place)
     except OSError as error:
         raise RlAssetsError(
-            f"{place} cannot be written ({_line(error)}); free disk space, or set RL_ASSETS_DATA to a directory that "
-            "can be written"
+            f"{place} cannot be written ({reason_of(error)}); free disk space, or set RL_ASSETS_DATA to a directory "
+            "that can be written"
         ) from error
 
 
@@ -127,9 +127,9 @@ def bring_directory(place: Place, directory: Path) -> bool:
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     except tarfile.TarError as error:
-        raise MalformedInput(f"{place} is a damaged archive ({_line(error)}); restore it, or delete it") from error
+        raise MalformedInput(f"{place} is a damaged archive ({reason_of(error)}); restore it, or delete it") from error
     except OSError as error:
-        raise RlAssetsError(f"{directory} cannot be written ({_line(error)}); free disk space") from error
+        raise RlAssetsError(f"{directory} cannot be written ({reason_of(error)}); free disk space") from error
     return True
 
 
@@ -172,11 +172,6 @@ def _asking(place: UPath, what: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise RlAssetsError(
-            f"{place} cannot be {what} ({_line(error)}); see that RL_ASSETS_STORE answers, and that its driver "
+            f"{place} cannot be {what} ({reason_of(error)}); see that RL_ASSETS_STORE answers, and that its driver "
             "finds credentials"
         ) from error
-
-
-def _line(error: Exception) -> str:
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return " ".join(reason.split()).rstrip(".")

@@ -108,10 +108,10 @@ def points(name: str, points: int, reason: str) -> None:
 @click.argument("name")
 def stop(name: str) -> None:
     """Let an agent play no more ticks; registering it again starts it."""
-    from rl_assets.store.live import set_active
+    from rl_assets.store import live as agents
 
     with opened() as (conn, _):
-        set_active(conn, name, False)
+        agents.stop(conn, name)
     click.echo(f"{name} is stopped")
 
 

@@ -67,7 +67,7 @@ def audit_snapshot(snapshot: Snapshot, truth: Truth) -> list[Check]:
     ]
 
 
-def audit_skill(worlds: Sequence[World], *, seed: int = 0) -> SkillReport:
+def audit_skill(worlds: Sequence[World]) -> SkillReport:
     """Let the reference agents play the worlds and compare their expected PnL, paired by world, over market days.
 
     Worlds of different configurations may be mixed. Raises ValueError without worlds.
@@ -75,7 +75,7 @@ def audit_skill(worlds: Sequence[World], *, seed: int = 0) -> SkillReport:
     if not worlds:
         raise ValueError("an audit of skill needs at least one world")
     days = [snapshot.day for snapshot, _ in worlds]
-    earned = {name: reference_pnl(name, worlds, seed=seed) for name in REFERENCE_AGENTS}
+    earned = {name: reference_pnl(name, worlds) for name in REFERENCE_AGENTS}
     spread = earned["oracle"].mean() - earned["hold"].mean()
     rows = []
     for name, pnl in earned.items():

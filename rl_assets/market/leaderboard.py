@@ -12,6 +12,8 @@ from rl_assets.episodes import Episode
 from rl_assets.errors import MalformedInput
 from rl_assets.market.metrics import Interval, by_snapshot, cluster_interval, expected_pnl, market_day
 
+ALPHA = 0.05
+"""Corrected p below which one policy is surely better than another."""
 FLIPS = 10_000
 EXACT_DAYS = 13
 """Market days up to which every sign is tried; beyond, FLIPS random ones are."""
@@ -49,7 +51,7 @@ class Leaderboard:
     days: int
 
 
-def leaderboard(episodes: Mapping[str, Sequence[Episode]], *, alpha: float = 0.05, seed: int = 0) -> Leaderboard:
+def leaderboard(episodes: Mapping[str, Sequence[Episode]]) -> Leaderboard:
     """Rank policies by expected PnL per snapshot, siblings averaged. Differences are tested by flipping the signs of
     whole market days.
 
@@ -73,11 +75,11 @@ def leaderboard(episodes: Mapping[str, Sequence[Episode]], *, alpha: float = 0.0
     for one, other in combinations(values, 2):
         better, worse = (one, other) if values[one].mean() >= values[other].mean() else (other, one)
         difference = values[better] - values[worse]
-        pairs.append(Pair(better, worse, cluster_interval(difference, days), sign_flip_p(difference, days, seed=seed)))
+        pairs.append(Pair(better, worse, cluster_interval(difference, days), sign_flip_p(difference, days)))
     pairs.sort(key=lambda pair: (pair.p, -pair.difference.mean))
     corrected = holm([pair.p for pair in pairs])
     pairs = [Pair(pair.better, pair.worse, pair.difference, p) for pair, p in zip(pairs, corrected, strict=True)]
-    surely = {(pair.better, pair.worse) for pair in pairs if pair.p < alpha}
+    surely = {(pair.better, pair.worse) for pair in pairs if pair.p < ALPHA}
     order = sorted(values, key=lambda policy: -values[policy].mean())
     standings = [
         Standing(

@@ -24,6 +24,8 @@ FITTED = 400
 """Snapshots on which a kind of world is judged."""
 SURE = 4.0
 """Standard errors beyond which a deviation is a fault; chance gives that once in 16,000 looks."""
+RIDGE = 1.0
+"""Penalty of a fit, which keeps weights finite where a source is always right."""
 PRICE_TELLS = 0.02
 """Accuracy that the crowd's own noise may add to what the sources tell: a price above its belief tends to come back."""
 _NAMES = [source.name for source in (*SOURCES, *CHATS, *PAID_SOURCES)]
@@ -54,13 +56,13 @@ def audit_leakage(worlds: Sequence[World]) -> list[Check]:
     return checks
 
 
-def fit_logistic(x: np.ndarray, y: np.ndarray, offset: np.ndarray | float = 0.0, ridge: float = 1.0) -> np.ndarray:
+def fit_logistic(x: np.ndarray, y: np.ndarray, offset: np.ndarray | float = 0.0) -> np.ndarray:
     """Weights (features,) of P(y) = sigmoid(x @ weights + offset), by Newton steps with a ridge penalty."""
     weights = np.zeros(x.shape[1])
     for _ in range(25):
         p = sigmoid(x @ weights + offset)
-        curvature = (x * (p * (1.0 - p))[:, None]).T @ x + ridge * np.eye(x.shape[1])
-        move = np.linalg.solve(curvature, x.T @ (y - p) - ridge * weights)
+        curvature = (x * (p * (1.0 - p))[:, None]).T @ x + RIDGE * np.eye(x.shape[1])
+        move = np.linalg.solve(curvature, x.T @ (y - p) - RIDGE * weights)
         weights += move
         if np.abs(move).max() < 1e-9:
             break

@@ -19,6 +19,8 @@ from rl_assets.market.snapshot import SNAPSHOTS_PER_DAY, parse_id
 from rl_assets.market.social import social_value
 from rl_assets.market.trades import Trades, Worlds, trades_of
 
+LEVEL = 0.95
+"""With which an interval holds the mean."""
 RESAMPLES = 4_000
 BINS = 5
 """Bins of the calibration table, of equal width in probability."""
@@ -72,18 +74,16 @@ METRICS: dict[str, str] = {
 }
 
 
-def cluster_interval(values: np.ndarray, clusters: Sequence[object], *, level: float = 0.95, seed: int = 0) -> Interval:
+def cluster_interval(values: np.ndarray, clusters: Sequence[object], *, seed: int = 0) -> Interval:
     """Mean of values (n,) with a percentile bootstrap interval that resamples whole clusters (market days).
 
     Snapshots of one day share their tempo, so days and not snapshots are the independent draws. Raises ValueError
     without values.
     """
-    return ratio_interval(np.asarray(values, float), np.ones(len(values)), clusters, level=level, seed=seed)
+    return ratio_interval(np.asarray(values, float), np.ones(len(values)), clusters, seed=seed)
 
 
-def ratio_interval(
-    above: np.ndarray, below: np.ndarray, clusters: Sequence[object], *, level: float = 0.95, seed: int = 0
-) -> Interval:
+def ratio_interval(above: np.ndarray, below: np.ndarray, clusters: Sequence[object], *, seed: int = 0) -> Interval:
     """Sum of above over sum of below, each (n,), with the same kind of interval. Resamples without a positive
     denominator are left out. Raises ValueError without values or where the denominator is not positive."""
     if not len(above) or not len(above) == len(below) == len(clusters):
@@ -101,7 +101,7 @@ def ratio_interval(
     drawn = rng.multinomial(count, np.full(count, 1.0 / count), RESAMPLES)
     numerator, denominator = drawn @ total, drawn @ size
     some = denominator > 0
-    low, high = np.quantile(numerator[some] / denominator[some], [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
+    low, high = np.quantile(numerator[some] / denominator[some], [(1.0 - LEVEL) / 2.0, (1.0 + LEVEL) / 2.0])
     return Interval(mean, float(low), float(high), count)
 
 

@@ -50,15 +50,14 @@ class Terms:
                 raise ConfigurationError(f"{_PREFIX}{name.upper()} is below 1; set it to at least 1, or unset it")
 
     @classmethod
-    def from_env(cls, env: Mapping[str, str] | None = None, stages: str = "") -> Terms:
-        """Read the environment; `stages` overrides ROLLOUT_STAGES. Raises ConfigurationError with the name at fault."""
+    def from_env(cls, env: Mapping[str, str] | None = None) -> Terms:
+        """Read the environment. Raises ConfigurationError with the name at fault."""
         env = os.environ if env is None else env
         found: dict[str, Any] = {}
         for field in fields(cls):
             name = f"{_PREFIX}{field.name.upper()}"
-            text = (stages if field.name == "stages" else "") or env.get(name, "")
-            if text.strip():
-                found[field.name] = _value(name, text.strip(), type(getattr(cls, field.name)))
+            if text := env.get(name, "").strip():
+                found[field.name] = _value(name, text, type(getattr(cls, field.name)))
         return replace(cls(), **found)
 
     def to_json(self) -> dict[str, Any]:

@@ -46,9 +46,9 @@ def finite(values: Iterable[float], what: str) -> list[float]:
     return numbers
 
 
-def canvas(title: str, height: int = HEIGHT, width: int = WIDTH) -> Figure:
-    """An empty figure of that many pixels, with a title in plain words at its top left."""
-    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, layout="constrained", facecolor="white")
+def canvas(title: str, height: int = HEIGHT) -> Figure:
+    """An empty figure of WIDTH and so many pixels, with a title in plain words at its top left."""
+    figure = Figure(figsize=(WIDTH / DPI, height / DPI), dpi=DPI, layout="constrained", facecolor="white")
     figure.get_layout_engine().set(w_pad=0.08, h_pad=0.06)  # pyright: ignore[reportOptionalMemberAccess, reportCallIssue]
     figure.suptitle(title, x=0.012, ha="left", fontsize=12, fontweight="bold", color=INK)
     return figure

@@ -94,7 +94,7 @@ def reward_histogram(values_by_policy: Mapping[str, Sequence[float]], axis: str 
 
     axis: what the values are, with their unit.
     """
-    title = f"{axis.split(' (')[0]} by policy"
+    title = "Expected PnL by policy"
     rows = {name: finite(values, f"policy {name!r}") for name, values in values_by_policy.items()}
     rows = {name: values for name, values in rows.items() if values}
     if not rows:
@@ -198,10 +198,9 @@ def paired_gate(
     lower: float | None,
     minimum_effect: float,
     mean: float,
-    unit: str = "dollars",
 ) -> bytes:
     """What the gate decided on: candidate less champion per market day, their mean, its lower confidence bound, and the
-    minimum effect that the bound must exceed. All in `unit` of expected PnL per episode.
+    minimum effect that the bound must exceed. All in dollars of expected PnL per episode.
 
     lower: None where so few days bound nothing.
     """
@@ -212,7 +211,7 @@ def paired_gate(
     values = finite((differences_by_day[day] for day in days), "differences by day")
     mean, minimum_effect = finite((mean, minimum_effect), "the gate's decision")
     figure = canvas(title)
-    axes = style(figure.subplots(), "Market days, worst difference first", f"Difference ({unit} per episode)")
+    axes = style(figure.subplots(), "Market days, worst difference first", "Difference (dollars per episode)")
     order = sorted(range(len(days)), key=lambda place: (values[place], days[place]))
     places = np.arange(len(days))
     heights = [values[place] for place in order]
@@ -244,18 +243,16 @@ def paired_gate(
     return png(figure)
 
 
-def pnl_by_policy(
-    intervals: Mapping[str, tuple[float, float | None, float | None]], axis: str = "Expected PnL (dollars per episode)"
-) -> bytes:
+def pnl_by_policy(intervals: Mapping[str, tuple[float, float | None, float | None]]) -> bytes:
     """Mean and interval (mean, low, high) per policy, best on top. Bounds are None or NaN where one market day was
     played, which has no interval; they are then not drawn."""
-    title = f"{axis.split(' (')[0]} by policy"
+    title = "Expected PnL by policy"
     if not intervals:
         return nothing(title, "No policy has played yet.")
     rows = {name: finite(interval[:1], f"policy {name!r}")[0] for name, interval in intervals.items()}
     names = sorted(rows, key=lambda name: (rows[name], name))[-2 * MOST_ROWS :]
     figure = canvas(title, height=max(200, 110 + 34 * len(names)))
-    axes = style(figure.subplots(), axis, "", grid="x")
+    axes = style(figure.subplots(), "Expected PnL (dollars per episode)", "", grid="x")
     for row, name in enumerate(names):
         mean, text = rows[name], _short(rows[name])
         bounds = [bound for bound in intervals[name][1:] if bound is not None and not math.isnan(bound)]

@@ -7,6 +7,9 @@ from datetime import datetime
 
 import psycopg
 
+NEWEST = 5
+"""Judgement sets that a new one is compared with."""
+
 
 @dataclass(frozen=True, slots=True)
 class RecordedSet:
@@ -19,12 +22,12 @@ class RecordedSet:
     scores: dict[str, dict[str, float]]
 
 
-def recorded_sets(conn: psycopg.Connection, window_id: str, newest: int = 5) -> list[RecordedSet]:
-    """The newest judgement sets of a window, newest first."""
+def recorded_sets(conn: psycopg.Connection, window_id: str) -> list[RecordedSet]:
+    """The NEWEST judgement sets of a window, newest first."""
     rows = conn.execute(
         """SELECT id, judge, judge_version, recorded_at, body -> 'rankings' FROM rl_assets.judgement_sets
            WHERE window_id = %s ORDER BY recorded_at DESC, id LIMIT %s""",
-        [window_id, newest],
+        [window_id, NEWEST],
     ).fetchall()
     return [RecordedSet(*row[:4], scores=_scores(row[4])) for row in rows]
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from rl_assets.collector import paused_collector
 from rl_assets.episodes import Episode, Policy, Sampling, Step
-from rl_assets.errors import MalformedInput
+from rl_assets.errors import MalformedInput, reason_of
 from rl_assets.places import Place, readable_file, whole_file
 from rl_assets.store import bulk_json
 
@@ -124,7 +124,9 @@ def readable(path: Place) -> Iterator[None]:
     except FileNotFoundError:
         raise MalformedInput(f"{path} is not there; materialize it") from None
     except (pa.ArrowException, OSError) as error:
-        raise MalformedInput(f"{path} cannot be read ({_line(error)}); delete it and materialize it again") from error
+        raise MalformedInput(
+            f"{path} cannot be read ({reason_of(error)}); delete it and materialize it again"
+        ) from error
 
 
 def write_json(path: Place, value: object) -> None:
@@ -196,8 +198,3 @@ def _lists(rows: Sequence[Sequence[Any]], values: pa.DataType | pa.Array) -> pa.
 
 def _fields(sampling: Sampling) -> dict[str, Any]:
     return {field.name: getattr(sampling, field.name) for field in fields(Sampling)}
-
-
-def _line(error: Exception) -> str:
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return " ".join(reason.split()).rstrip(".")

@@ -120,10 +120,10 @@ def register(
     return agent_id
 
 
-def set_active(conn: psycopg.Connection, name: str, active: bool) -> None:
-    """Let an agent play, or not. Raises MalformedInput where none of that name is registered."""
+def stop(conn: psycopg.Connection, name: str) -> None:
+    """Let an agent play no more, until it is registered again. Raises MalformedInput for a name that is not."""
     changed = conn.execute(
-        "UPDATE rl_assets.live_agents SET active = %s, updated_at = now() WHERE name = %s", [active, name]
+        "UPDATE rl_assets.live_agents SET active = false, updated_at = now() WHERE name = %s", [name]
     )
     if not changed.rowcount:
         raise _unknown(name)

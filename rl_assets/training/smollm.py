@@ -58,7 +58,7 @@ LAYER = {
 WHOLE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm"}
 
 
-def ensure_smollm2(data_dir: Path, model_line: str, lora: Lora | None = None) -> BasePolicy:
+def ensure_smollm2(data_dir: Path, model_line: str) -> BasePolicy:
     """Convert and save step 0 unless it is there. Atomic. Raises ConfigurationError where the wheel is not installed,
     and MalformedInput where the line has begun with another base."""
     target = base_path(data_dir, model_line)
@@ -76,7 +76,7 @@ def ensure_smollm2(data_dir: Path, model_line: str, lora: Lora | None = None) ->
         target.parent.mkdir(parents=True, exist_ok=True)
         with partial_directory(target) as partial:
             _convert(weights, partial)
-            save_lora(partial, lora or Lora())
+            save_lora(partial, Lora())
             partial.chmod(0o755)
             os.replace(partial, target)
     metrics = json.loads((target / RECORD).read_text(encoding="utf-8"))

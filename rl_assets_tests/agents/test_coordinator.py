@@ -28,7 +28,7 @@ from rl_assets.registry.checkpoints import checkpoint_digest
 from rl_assets.registry.models import register_base
 from rl_assets.resources import Database, Judge, Lake, Trainer
 from rl_assets.store.episodes import read_episodes
-from rl_assets.store.live import give_points, live_agents, set_active
+from rl_assets.store.live import give_points, live_agents, stop
 from rl_assets.windows import hold_back, settles_at
 from rl_assets_tests.a2a.sdk import WORLD, Servers
 from rl_assets_tests.agents.endpoint_server import HOLD, LoopbackModel, status
@@ -170,7 +170,7 @@ def test_an_agent_without_points_rests_and_says_so(conn: psycopg.Connection, ser
     reports = tick(conn, url, tmp_path, 5)
     assert (reports["poor"].outcome, reports["rich"].outcome) == ("rests", "played")
     assert reports["poor"].reason == "it has 0 points and a tick costs 1: `rl-assets live points poor 100`"
-    set_active(conn, "rich", False)
+    stop(conn, "rich")
     assert "all 1 active agents rest" in str(why_nothing_to_do(live_agents(conn)))
     give_points(conn, "poor", 5, "topped up")
     assert tick(conn, url, tmp_path, 5)["poor"].outcome == "played"

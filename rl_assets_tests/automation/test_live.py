@@ -11,7 +11,7 @@ import pytest
 from rl_assets.automation.jobs import live_tick_job
 from rl_assets.automation.schedules import live_tick_schedule
 from rl_assets.resources import Database, Lake, Trainer
-from rl_assets.store.live import live_agents, set_active
+from rl_assets.store.live import live_agents, stop
 from rl_assets_tests.a2a.sdk import Servers
 from rl_assets_tests.agents.live import enrol
 
@@ -46,7 +46,7 @@ def test_the_schedule_says_what_a_person_can_do_while_there_is_nothing_to_play(
     reasons.append(looked(postgres_url))
     enrol(conn, "rule", "reference", {"name": "hold"}, points=0)
     reasons.append(looked(postgres_url))
-    set_active(conn, "rule", False)
+    stop(conn, "rule")
     reasons.append(looked(postgres_url))
     assert [reason.skip_message for reason in reasons if isinstance(reason, dg.SkipReason)] == [
         "no live market is named; set LIVE_MARKET_URL to the URL of one that `rl-assets serve` runs",

@@ -82,17 +82,6 @@ def sell(yes: ArrayLike, no: ArrayLike, shares: ArrayLike, on_yes: ArrayLike, fe
     return _traded(-shares, proceeds, proceeds * fee, proceeds / shares, (own, other), (new_own, new_other), on_yes)
 
 
-def settled_profit(shares: ArrayLike, average_price: ArrayLike, won: ArrayLike) -> Floats:
-    """Dollars: a share of the side that came true pays 1, every other 0."""
-    shares = np.asarray(shares, float)
-    return np.where(won, shares, 0.0) - np.asarray(average_price, float) * shares
-
-
-def announced_payout(shares: ArrayLike, average_price: ArrayLike) -> Floats:
-    """Dollars that the game announces for a won bet. Settlement pays less: 1 per share, see `settled_profit`."""
-    return np.asarray(shares, float) * (1.0 + np.asarray(average_price, float))
-
-
 def charged_fee(amount: ArrayLike) -> Floats:
     """Dollars charged on an amount: FEE of it in whole cents, nothing under SMALLEST_FEE."""
     fee = np.asarray(amount, float) * FEE
@@ -125,12 +114,6 @@ def is_liquidated(price: ArrayLike, liquidation: ArrayLike, side: ArrayLike) -> 
 def funding_payment(size: ArrayLike, annual_rate: ArrayLike) -> Floats:
     """Dollars that a long of a size pays at one funding, and a short receives; the other way where negative."""
     return np.asarray(size, float) * np.asarray(annual_rate, float) / FUNDINGS_PER_YEAR
-
-
-def mark_price(index: ArrayLike, last: ArrayLike, annual_rate: ArrayLike) -> Floats:
-    """Dollars: mostly the index, partly the last trade, leaning with the funding rate."""
-    blend = np.asarray(index, float) * 0.7 + np.asarray(last, float) * 0.3
-    return blend * (1.0 + np.asarray(annual_rate, float) * 0.01)
 
 
 def price_impact(sentiment: ArrayLike, volume: ArrayLike) -> Floats:
