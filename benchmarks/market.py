@@ -16,11 +16,12 @@ import psutil
 from benchmarks.timing import measure
 from rl_assets.agents import prompt
 from rl_assets.agents.reference import Seat, rule
-from rl_assets.agents.runner import Assignment, ReferenceAgent, play, uniform_draws
+from rl_assets.agents.runner import Assignment, ReferenceAgent, play
 from rl_assets.commands.shown import show_table
 from rl_assets.market.engine import Engine, Orders
 from rl_assets.market.generate import generate
 from rl_assets.market.snapshot import WorldConfig, load_snapshot, save_snapshot
+from rl_assets.market.streams import uniform_draws
 
 WIDTHS = (1, 64, 4096)
 WORLDS = 512

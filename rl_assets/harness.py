@@ -178,7 +178,7 @@ def run(conn: psycopg.Connection, settings: Settings, plan: Plan, model: LiveMod
 
 
 def _assignments(conn: psycopg.Connection, plan: Plan, model: LiveModel) -> list[Assignment]:
-    from rl_assets.agents.live import agent_of
+    from rl_assets.agents.line_player import agent_of
 
     agent_ids = provision_agents(conn, plan.agents)
     assignments = []

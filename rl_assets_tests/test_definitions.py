@@ -60,4 +60,13 @@ def test_domain_packages_know_no_dagster():
         for path in (REPOSITORY / "rl_assets" / package).rglob("*.py")
         if "import dagster" in path.read_text(encoding="utf-8")
     ]
+    assert found == ["rl_assets/verify/automation.py"]  # which looks at Dagster's instance
+
+
+def test_the_market_knows_no_agents():
+    found = [
+        path.name
+        for path in (REPOSITORY / "rl_assets" / "market").rglob("*.py")
+        if "import rl_assets.agents" in (text := path.read_text(encoding="utf-8")) or "from rl_assets.agents" in text
+    ]
     assert found == []

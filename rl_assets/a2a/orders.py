@@ -7,8 +7,7 @@ from typing import Any
 
 from rl_assets.a2a.params import BuyShares, ClosePosition, CreatePost, JoinGroup, OpenPosition, SellShares, shown
 from rl_assets.a2a.session import Refused, Session
-from rl_assets.agents.runner import money
-from rl_assets.market.engine import Do, Engine
+from rl_assets.market.engine import Do, Engine, money
 
 
 def buy_shares(session: Session, params: BuyShares) -> dict[str, Any]:

@@ -12,14 +12,14 @@ import numpy as np
 
 from rl_assets.a2a.client import Remote, RemoteError, RemoteRefusal
 from rl_assets.a2a.params import MOST_POSTS, shown
-from rl_assets.agents import prompt
 from rl_assets.agents.reference import Seat, rule
 from rl_assets.agents.remote import NoAnswer
-from rl_assets.agents.runner import uniform_draws
 from rl_assets.errors import ConfigurationError, RlAssetsError
+from rl_assets.market.actions import to_orders
 from rl_assets.market.engine import Do, Orders
 from rl_assets.market.snapshot import Post, WorldConfig
 from rl_assets.market.sources import RELIABILITY
+from rl_assets.market.streams import uniform_draws
 
 WAIT_SECONDS = 20.0
 """How long one call waits for the other agents of a clock."""
@@ -107,7 +107,7 @@ class ModelDecider:
             reason = shown(str(error), 200)
             raise RlAssetsError(f"{self._model} does not answer ({reason}); check --base-url and --model") from error
         self._said.append({"role": "assistant", "content": reply.text})
-        orders, _, _ = prompt.to_orders([reply.text], self._config)
+        orders, _, _ = to_orders([reply.text], self._config)
         return orders
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from rl_assets.a2a.params import GetFeed, NoParams, Status
 from rl_assets.a2a.session import Session
-from rl_assets.agents.runner import money
+from rl_assets.market.engine import money
 from rl_assets.market.snapshot import FUNDING_UNIT, at_tick
 
 

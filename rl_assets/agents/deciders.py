@@ -19,7 +19,7 @@ import numpy as np
 from rl_assets.a2a.client import Remote
 from rl_assets.a2a.player import ANSWER_TOKENS, RuleDecider
 from rl_assets.agents import prompt
-from rl_assets.agents.live import served
+from rl_assets.agents.line_player import served
 from rl_assets.agents.reply import Reply
 from rl_assets.episodes import Policy, Sampling
 from rl_assets.errors import ConfigurationError, MalformedInput

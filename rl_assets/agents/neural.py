@@ -20,11 +20,11 @@ from rl_assets.agents import prompt
 from rl_assets.agents.cache import growing_cache
 from rl_assets.agents.grammar import Grammar, load_grammar
 from rl_assets.agents.reply import Reply
-from rl_assets.agents.runner import uniform_draws
 from rl_assets.episodes import Policy, Sampling
 from rl_assets.errors import MalformedInput, MissingCheckpoint
 from rl_assets.market.engine import Engine
 from rl_assets.market.snapshot import Truth
+from rl_assets.market.streams import uniform_draws
 from rl_assets.registry.archive import bring
 
 CACHE_BYTES = 2 << 30

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from rl_assets.agents import prompt
-from rl_assets.agents.runner import World, money
+from rl_assets.agents.runner import World
 from rl_assets.episodes import Episode
+from rl_assets.market.actions import to_orders
+from rl_assets.market.engine import money
 from rl_assets.market.exchange import engine_for
 from rl_assets.market.snapshot import Snapshot, Truth
 
@@ -54,7 +56,7 @@ def _replay(episodes: Sequence[Episode], worlds: Mapping[str, World]) -> list[li
     while not engine.done:
         steps = [episode.steps[engine.tick] for episode in episodes]
         observations = prompt.observations(engine)
-        orders, _, _ = prompt.to_orders([step.response for step in steps], engine.config)
+        orders, _, _ = to_orders([step.response for step in steps], engine.config)
         fills = engine.step(orders)
         worth, before = engine.hindsight(truths), worth
         for row, step in enumerate(steps):

@@ -14,9 +14,11 @@ from rl_assets.agents.reference import Seat, rule
 from rl_assets.agents.reply import Reply
 from rl_assets.collector import paused_collector
 from rl_assets.episodes import Episode, Policy, Sampling, Step, window_of
-from rl_assets.market.engine import LIQUIDATED, Engine, Fills
+from rl_assets.market.actions import to_orders
+from rl_assets.market.engine import LIQUIDATED, Engine, Fills, money
 from rl_assets.market.exchange import engine_for
 from rl_assets.market.snapshot import Truth, World
+from rl_assets.market.streams import uniform_draws
 from rl_assets.spread import spread
 
 PART = 128
@@ -114,7 +116,7 @@ class Game:
         """Move one tick. Raises ValueError after the last."""
         engine, tick = self.engine, self.engine.tick
         observations = self.observations()
-        orders, actions, unreadable = prompt.to_orders([r.text for r in replies], engine.config)
+        orders, actions, unreadable = to_orders([r.text for r in replies], engine.config)
         fills = engine.step(orders)
         self._seen = None
         before, self._worth = self._worth, engine.hindsight(self.truths)
@@ -253,16 +255,6 @@ def play_seats(
         for trajectory_id, (_, sibling) in zip(ids, seats, strict=True)
     ]
     return game.episodes(players, is_evaluation)
-
-
-def uniform_draws(seeds: list[tuple[int, ...]], count: int) -> np.ndarray:
-    """float64 (rows, count) in [0, 1): each row from its own stream."""
-    return np.stack([np.random.Generator(np.random.PCG64(np.random.SeedSequence(s))).random(count) for s in seeds])
-
-
-def money(amount: float) -> float:
-    """Dollars rounded to a millionth, so that a record survives text and Parquet unchanged."""
-    return float(np.rint(amount * 1e6) / 1e6) + 0.0
 
 
 def _trouble(fills: Fills, row: int, unreadable: str | None) -> str | None:

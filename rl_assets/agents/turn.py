@@ -21,11 +21,11 @@ from pydantic import BaseModel, ValidationError
 
 from rl_assets.a2a.client import Remote, RemoteError, RemoteRefusal, connect
 from rl_assets.a2a.player import as_operation
-from rl_assets.agents import prompt
 from rl_assets.agents.deciders import decider_of
 from rl_assets.agents.remote import as_text
 from rl_assets.episodes import digest
 from rl_assets.errors import RlAssetsError
+from rl_assets.market.actions import to_orders
 from rl_assets.market.engine import Do, Orders
 from rl_assets.market.snapshot import WorldConfig
 from rl_assets.turns import JOIN_KEY, Decision, Job
@@ -178,7 +178,7 @@ async def _decide(job: Job, market: Witness, day: MarketDay, clock: dict[str, An
     seed = int(digest([job.agent_id, day.id])[:8], 16) >> 1
     reply = await decider.decide(market, config, clock, day.rules, said, seed)
     tell("reply", {"model": str(decider.policy), "userPrompt": clock["observation"], "response": reply.text})
-    orders, (action,), (unreadable,) = prompt.to_orders([reply.text], config)
+    orders, (action,), (unreadable,) = to_orders([reply.text], config)
     market.purpose = "carry out the decision"
     after, answer, error = await _act(market, orders, config, clock, unreadable)
     market.purpose = "see what came of the decision"

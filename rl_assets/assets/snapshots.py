@@ -51,7 +51,8 @@ CHECKS = {
 def benchmark_snapshots(
     context: dg.AssetExecutionContext, database: Database, lake: Lake
 ) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult]:
-    from rl_assets.market.audit import audit_kind_skill, audit_skill, audit_snapshot
+    from rl_assets.agents.skill import audit_kind_skill, audit_skill
+    from rl_assets.market.audit import audit_snapshot
     from rl_assets.market.generate import generate
     from rl_assets.market.leakage import audit_kind
     from rl_assets.market.snapshot import WorldConfig, save_snapshot

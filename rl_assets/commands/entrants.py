@@ -75,7 +75,7 @@ def _entrant(name: str, siblings: int, asking: Asking, models: Mapping[str, Live
 def _checkpoint(path: Path | Remote, policy: Policy, digest: str, siblings: int, asking: Asking) -> Entrant:
     """A checkpoint, wherever it is played: here, by vLLM, or at W&B behind its endpoint."""
     from rl_assets.agents.benchmark import Entrant
-    from rl_assets.agents.live import remote_of
+    from rl_assets.agents.line_player import remote_of
 
     agent = remote_of(path, policy, asking.temperature)
     if agent is None:

@@ -85,8 +85,8 @@ def list_(split: str | None) -> None:
 @click.option("--leakage", is_flag=True, help="Also measure what public data tells of the truths; takes 200 snapshots.")
 def audit(snapshot_ids: tuple[str, ...], skill: bool, leakage: bool) -> int:
     """Audit snapshots on disk, all of our own if none is named. Exit code 1 if a check fails."""
+    from rl_assets.agents.skill import audit_skill
     from rl_assets.commands.shown import console, show_table
-    from rl_assets.market.audit import audit_skill
     from rl_assets.market.babylon.verdict import audit_any
     from rl_assets.market.leakage import LEAST_WORLDS, audit_leakage
     from rl_assets.market.snapshot import IMPORTED, load_snapshot, load_truth

@@ -386,5 +386,10 @@ class Engine:
         return liquidated
 
 
+def money(amount: float) -> float:
+    """Dollars rounded to a millionth, so that a record survives text and Parquet unchanged."""
+    return float(np.rint(amount * 1e6) / 1e6) + 0.0
+
+
 def _cents(amount: np.ndarray) -> np.ndarray:
     return np.rint(amount * 100.0) / 100.0

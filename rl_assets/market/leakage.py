@@ -12,10 +12,10 @@ from itertools import pairwise
 
 import numpy as np
 
-from rl_assets.market.audit import Check, World
+from rl_assets.market.audit import Check
 from rl_assets.market.config import WorldConfig
 from rl_assets.market.generate import generate, sigmoid
-from rl_assets.market.snapshot import Post, Snapshot, Truth
+from rl_assets.market.snapshot import Post, Snapshot, Truth, World
 from rl_assets.market.sources import CHATS, PAID_SOURCES, RELIABILITY, SOURCES, WIRE
 
 LEAST_WORLDS = 200

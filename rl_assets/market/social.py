@@ -10,11 +10,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from rl_assets.agents.prompt import to_orders
-from rl_assets.agents.runner import money
 from rl_assets.episodes import Episode
+from rl_assets.market.actions import to_orders
 from rl_assets.market.config import WorldConfig
-from rl_assets.market.engine import Do, Orders
+from rl_assets.market.engine import Do, Orders, money
 from rl_assets.market.exchange import engine_for
 from rl_assets.market.trades import Worlds
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rl_assets.agents.prompt import to_orders
 from rl_assets.episodes import Episode
 from rl_assets.errors import MalformedInput
+from rl_assets.market.actions import to_orders
 from rl_assets.market.engine import Do
 from rl_assets.market.exchange import engine_for
 from rl_assets.market.snapshot import Snapshot, Truth

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rl_assets.agents.runner import Assignment, ReferenceAgent, World, play
+from rl_assets.agents.skill import audit_kind_skill
 from rl_assets.episodes import Episode, Policy
 from rl_assets.errors import MalformedInput
-from rl_assets.market.audit import Check, audit_kind_skill, audit_snapshot
+from rl_assets.market.audit import Check, audit_snapshot
 from rl_assets.market.leakage import audit_kind
 from rl_assets.market.snapshot import Snapshot, Truth, load_snapshot, load_truth
 from rl_assets.places import Place
@@ -107,7 +108,7 @@ def play_gate(
 
     They are evaluations: nothing learns from them. Raises MissingCheckpoint where a model is not on disk.
     """
-    from rl_assets.agents.live import agent_of
+    from rl_assets.agents.line_player import agent_of
 
     models = [agent_of(m.checkpoint_path, Policy(m.model_line, m.step)) for m in (candidate, champion)]
     assignments = [Assignment(agent, str(agent.policy), siblings) for agent in models]

@@ -38,7 +38,7 @@ class Health:
 def probe(model: LiveModel, days: int) -> Health:
     """Play the last `days` train snapshots, the same for every model. Raises MissingCheckpoint or MalformedInput where
     the checkpoint cannot be loaded, and what a remote endpoint raises where it gives no answer."""
-    from rl_assets.agents.live import agent_of
+    from rl_assets.agents.line_player import agent_of
 
     agent = agent_of(model.checkpoint_path, Policy(model.model_line, model.step))
     worlds = [generate("train", seed) for seed in SPLITS["train"][-days:]]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rl_assets.agents.benchmark import EPISODES, Entrant, Progress, play_missing
-from rl_assets.agents.live import remote_of
+from rl_assets.agents.line_player import remote_of
 from rl_assets.agents.prompt import PROMPT_VERSION
 from rl_assets.agents.reference import REFERENCE_AGENTS
 from rl_assets.agents.remote import RemoteAgent

@@ -17,9 +17,9 @@ import psycopg
 from psycopg.sql import SQL, Identifier, Placeholder
 
 from rl_assets.agents.prompt import PROMPT_VERSION
-from rl_assets.agents.runner import money
 from rl_assets.episodes import Episode, Policy, Sampling, Step
 from rl_assets.errors import MalformedInput
+from rl_assets.market.engine import money
 from rl_assets.store.episodes import new_trajectory_ids, read_episodes
 from rl_assets.store.record import CALL_COLUMNS, TRAJECTORY_COLUMNS, call_rows, step_json, trajectory_row
 from rl_assets.turns import Decision

@@ -11,11 +11,11 @@ import pytest
 
 from rl_assets.agents.benchmark import Entrant, Failure, Results, play_missing, run
 from rl_assets.agents.endpoint import UNKNOWN_TOKEN, EndpointAgent
-from rl_assets.agents.prompt import to_orders
 from rl_assets.agents.replay import replay
 from rl_assets.agents.runner import ReferenceAgent, Table, World
 from rl_assets.episodes import Episode, Policy
 from rl_assets.errors import ConfigurationError, MalformedInput, RlAssetsError
+from rl_assets.market.actions import to_orders
 from rl_assets.market.babylon.importer import import_babylon
 from rl_assets.market.engine import Engine
 from rl_assets.market.generate import generate

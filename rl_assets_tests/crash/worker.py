@@ -17,11 +17,11 @@ from pathlib import Path
 
 import dagster as dg
 
+from rl_assets.agents.skill import audit_kind_skill
 from rl_assets.automation.partitions import BATCHES
 from rl_assets.automation.runs import RUN_KEY
 from rl_assets.automation.sensors import training_sensor
 from rl_assets.definitions import build_defs
-from rl_assets.market.audit import audit_kind_skill
 from rl_assets.market.leakage import audit_kind
 from rl_assets.market.snapshot import WorldConfig
 from rl_assets.resources import Database, Lake, Trainer
@@ -39,7 +39,7 @@ LOADED = (
     "dagster._core.storage.sqlite_storage",
     "matplotlib.backends.backend_agg",
     "pandas",
-    "rl_assets.agents.live",
+    "rl_assets.agents.line_player",
     "rl_assets.registry.evaluate",
     "rl_assets.reports.batch",
     "rl_assets.reports.runs",

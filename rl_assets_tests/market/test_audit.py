@@ -7,8 +7,9 @@ import pytest
 
 from rl_assets.agents.reference import REFERENCE_AGENTS
 from rl_assets.agents.runner import Assignment, ReferenceAgent, play
+from rl_assets.agents.skill import LEAST_DAYS, audit_skill, reference_pnl
 from rl_assets.errors import ConfigurationError
-from rl_assets.market.audit import LEAST_DAYS, audit_skill, audit_snapshot, reference_pnl
+from rl_assets.market.audit import audit_snapshot
 from rl_assets.market.snapshot import LATENT_UNIT, PRICE_UNIT, Post, WorldConfig
 from rl_assets_tests.market.wild import world
 

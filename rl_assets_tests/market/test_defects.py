@@ -17,9 +17,11 @@ from rl_assets.agents import prompt
 from rl_assets.agents.reference import Seat
 from rl_assets.agents.replay import replay
 from rl_assets.agents.runner import Assignment, ReferenceAgent, play
+from rl_assets.agents.skill import reference_pnl
 from rl_assets.errors import ConfigurationError, MalformedInput
 from rl_assets.market import engine as engine_module
-from rl_assets.market.audit import audit_snapshot, reference_pnl
+from rl_assets.market.actions import to_orders
+from rl_assets.market.audit import audit_snapshot
 from rl_assets.market.engine import Do, Engine, Orders
 from rl_assets.market.generate import generate
 from rl_assets.market.leaderboard import leaderboard
@@ -118,7 +120,7 @@ def test_defect_06_the_record_looks_ahead_and_mixes_rewards_up():
     before = DEFAULT.start_cash
     for step in episode.steps:
         assert step.observation == prompt.observations(engine)[0]
-        orders, _, _ = prompt.to_orders([step.response], DEFAULT)
+        orders, _, _ = to_orders([step.response], DEFAULT)
         engine.step(orders)
         assert step.reward == pytest.approx(engine.equity[0] - before, abs=1e-6)
         before = engine.equity[0]

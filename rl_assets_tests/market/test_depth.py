@@ -13,10 +13,12 @@ from rl_assets.agents import prompt
 from rl_assets.agents.replay import replay
 from rl_assets.agents.reply import Reply
 from rl_assets.agents.runner import ReferenceAgent
+from rl_assets.agents.skill import audit_skill
 from rl_assets.commands.snapshots import DIFFICULTY
 from rl_assets.episodes import Policy
 from rl_assets.errors import ConfigurationError, MalformedInput
-from rl_assets.market.audit import audit_skill, audit_snapshot
+from rl_assets.market.actions import to_orders
+from rl_assets.market.audit import audit_snapshot
 from rl_assets.market.config import DIFFICULTIES, WorldConfig
 from rl_assets.market.depth import NEWS_JUMP
 from rl_assets.market.engine import Do, Engine
@@ -173,14 +175,14 @@ def test_plain_worlds_have_nothing_to_join_and_nobody_who_reads(do):
     assert not fills.valid[0]
     assert engine.cash[0] == PLAIN.start_cash - PLAIN.breach_fee
     text = {Do.JOIN: '{"chat":"den","do":"join"}'}.get(do, f'{{"market":"A","do":"{do.name.lower()}"}}')
-    _, _, errors = prompt.to_orders([text], PLAIN)
+    _, _, errors = to_orders([text], PLAIN)
     assert errors == ["`do` is not one of the schema"]
 
 
 def test_every_legal_action_of_a_hard_world_is_read_as_it_was_meant():
     texts = prompt.legal_actions(HARD)
     assert len(set(texts)) == len(texts) == 1 + 6 * 7 + 4 * 2 + 4
-    read, _, errors = prompt.to_orders(texts, HARD)
+    read, _, errors = to_orders(texts, HARD)
     assert errors == [None] * len(texts)
     assert prompt.render_orders(read, HARD) == texts
 
@@ -190,7 +192,7 @@ def test_every_legal_action_of_a_hard_world_is_read_as_it_was_meant():
     ['{"chat":"gym","do":"join"}', '{"chat":3,"do":"join"}', '{"do":"join"}', '{"market":"Z","do":"post_up"}'],
 )
 def test_what_cannot_be_joined_or_spoken_of_says_so(text):
-    read, _, errors = prompt.to_orders([text], HARD)
+    read, _, errors = to_orders([text], HARD)
     assert read.do[0] == Do.INVALID
     assert errors[0] is not None
     assert "is not one of this world" in errors[0]

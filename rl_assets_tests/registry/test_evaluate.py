@@ -8,10 +8,11 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from rl_assets.agents import skill
 from rl_assets.agents.replay import replay
 from rl_assets.episodes import Episode, Policy
 from rl_assets.errors import MalformedInput, MissingCheckpoint
-from rl_assets.market import audit, leakage
+from rl_assets.market import leakage
 from rl_assets.market.generate import generate
 from rl_assets.registry.checkpoints import checkpoint_digest
 from rl_assets.registry.decisions import Evaluation, latest_evaluation, look_number
@@ -142,11 +143,11 @@ def test_snapshots_of_a_kind_that_leaks_decide_nothing(
 def test_snapshots_of_a_kind_on_which_skill_does_not_show_decide_nothing(
     conn: psycopg.Connection, batch: Batch, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(audit, "NEAR_HOLD", 0.0)  # no play is then as near to not playing as luck should be
-    audit.audit_kind_skill.cache_clear()
+    monkeypatch.setattr(skill, "NEAR_HOLD", 0.0)  # no play is then as near to not playing as luck should be
+    skill.audit_kind_skill.cache_clear()
     try:
         with pytest.raises(MalformedInput, match="skill_is_measurable: skill does not show"):
             measured(conn, batch, trained / "snapshots", tmp_path / "evaluation.parquet")
     finally:
-        audit.audit_kind_skill.cache_clear()
+        skill.audit_kind_skill.cache_clear()
     assert latest_evaluation(conn, batch.id) is None

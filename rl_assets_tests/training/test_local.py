@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from rl_assets.agents.live import agent_of
+from rl_assets.agents.line_player import agent_of
 from rl_assets.agents.runner import Assignment, play
 from rl_assets.episodes import Episode, Policy
 from rl_assets.errors import ConfigurationError, MalformedInput, MissingCheckpoint

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from rl_assets import harness
-from rl_assets.agents.live import agent_of
+from rl_assets.agents.line_player import agent_of
 from rl_assets.agents.prompt import HOLD_TEXT, legal_actions
 from rl_assets.agents.remote import NoAnswer
 from rl_assets.agents.runner import Assignment, play

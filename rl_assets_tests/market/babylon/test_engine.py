@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from rl_assets.agents.reference import REFERENCE_AGENTS
 from rl_assets.agents.replay import replay
 from rl_assets.agents.runner import Assignment, ReferenceAgent, play
+from rl_assets.agents.skill import reference_pnl
 from rl_assets.assets.trajectories import replay_sample
 from rl_assets.episodes import Episode
-from rl_assets.market.audit import reference_pnl
 from rl_assets.market.babylon import arithmetic
 from rl_assets.market.babylon.engine import LiveEngine
 from rl_assets.market.babylon.importer import import_babylon
