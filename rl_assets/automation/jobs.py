@@ -1,6 +1,7 @@
 """Jobs: which assets are materialized together, and what is no asset: forcing, retrying, rolling back, live ticks.
 
-A job that a person starts fills its launchpad in: what may be set stands there, with a value that works as it is.
+A job that a person starts fills its launchpad in: what may be set stands there, with a value that works as it is. Only
+`rejudge` leaves it empty and shows in its description what to paste (docs/decisions.md says why).
 """
 
 from collections import Counter
@@ -30,13 +31,25 @@ window_job = dg.define_asset_job(
     tags={MAX_RUNTIME: "7200"},
 )
 
+REJUDGING = """resources:
+  judge:
+    config:
+      kind: ruler
+      model: openai/gpt-5
+      passes: 5
+      group_size: 4
+"""
+"""What may be pasted into the configuration of `rejudge`."""
 rejudge_job = dg.define_asset_job(
     "rejudge",
     selection=["grpo_groups", "judged_rankings"],
-    description="Group and judge hours again that have been read, by another judge, rubric or group size if the "
-    "configuration says so, such as `resources: {judge: {config: {kind: ruler, group_size: 4}}}`. What is left out, "
-    "empty or 0 is as the environment says. Earlier sets of judgements are kept, and no claimed batch changes.",
-    # No config: Dagster refuses a backfill of several hours with another than its job's.
+    description=f"""Group and judge hours again that have been read. Earlier sets of judgements are kept, and no claimed
+batch changes. For another judge, rubric or group size paste this as configuration, with your values; what is left out
+is as the environment says:
+
+```yaml
+{REJUDGING}```
+""",
     tags={MAX_RUNTIME: "7200"},
 )
 

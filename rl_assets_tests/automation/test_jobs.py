@@ -5,8 +5,10 @@ from pathlib import Path
 import dagster as dg
 import psycopg
 import pytest
+import yaml
 
-from rl_assets.automation.jobs import force_training_job, retrain_job, rollback_job
+from rl_assets.automation.jobs import force_training_job, rejudge_job, retrain_job, rollback_job
+from rl_assets.definitions import defs
 from rl_assets.resources import Database, Trainer
 from rl_assets.store.ledger import batches, get_batch
 from rl_assets_tests.registry.made import LINE, a_base, a_batch
@@ -59,3 +61,10 @@ def test_what_cannot_be_done_is_said_in_a_sentence(
     a_base(conn, tmp_path)
     with pytest.raises(dg.Failure, match=sentence):
         job.execute_in_process(resources=resources)
+
+
+def test_what_the_description_of_rejudge_shows_can_be_pasted():
+    _, _, shown = str(rejudge_job.description).partition("```yaml\n")
+    config = yaml.safe_load(shown.partition("```")[0])
+    assert config["resources"]["judge"]["config"]["kind"] == "ruler"
+    assert dg.validate_run_config(defs.resolve_job_def("rejudge"), config)
