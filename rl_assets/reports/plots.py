@@ -29,20 +29,16 @@ from rl_assets.reports.drawing import (
     safe_label,
     style,
 )
+from rl_assets.training.figures import FIGURES
 
 MOST_ROWS, MOST_LINES, MOST_POSTS = 14, 6, 80
 CURVES = {
-    "loss/train": "Policy loss",
-    "loss/entropy": "Entropy (nats per token)",
-    "loss/kl_base": "KL from base (nats per token)",
-    "loss/clip_fraction": "Tokens outside the clip (share)",
-    "loss/importance_ratio": "Importance ratio (mean)",
-    "loss/importance_ratio_max": "Importance ratio (highest)",
-    "loss/grad_norm": "Gradient norm before clipping",
-    "data/advantage_spread": "Advantages (standard deviation)",
-    "data/tokens": "Tokens per update",
-    "data/staleness": "Policy steps behind (mean)",
-    "loss": "Cross entropy (nats per token)",
+    name: FIGURES[name].label
+    for name in (
+        *("loss/train", "loss/entropy", "loss/kl_base", "loss/clip_fraction", "loss/importance_ratio"),
+        *("loss/importance_ratio_max", "loss/grad_norm", "data/advantage_spread", "data/tokens", "data/staleness"),
+        "loss",
+    )
 }
 """Points of a learning curve that are drawn, with their meaning and unit."""
 

@@ -11,6 +11,7 @@ from rl_assets.agents import prompt
 from rl_assets.market.snapshot import SPLITS, WorldConfig
 from rl_assets.training import base
 from rl_assets.training.base import WARM_START_SEEDS, WarmStart, base_path, build_tokenizer, ensure_base_policy
+from rl_assets.training.figures import described
 
 LITTLE = WarmStart(episodes=16, passes=1)
 
@@ -23,6 +24,14 @@ def test_a_base_policy_is_built_once_and_imitates_better_as_it_goes(tmp_path: Pa
     assert again == first
     assert first.curve[-1]["loss"] < first.curve[0]["loss"]
     assert first.metrics["parameters"] > 100_000
+    units = {str(row["metric"]): row["unit"] for row in described(first.metrics)}
+    assert units == {
+        "parameters": "weights",
+        "vocabulary": "pieces",
+        "episodes": "episodes",
+        "imitation_loss": "nats per token",
+    }
+    assert [type(row["value"]) for row in described(first.metrics)] == [int, int, float, int]
 
 
 def test_a_seed_decides_a_base_policy(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from rl_assets.registry.checkpoints import checkpoint_digest
 from rl_assets.reports.plots import CURVES
 from rl_assets.training.base import base_path
 from rl_assets.training.cpu import CpuTraining
+from rl_assets.training.figures import UNKNOWN, UPDATES, WHOLE, described
 from rl_assets.training.manifest import Manifest
 from rl_assets.training.progress import Limits
 from rl_assets.training.recompute import with_logprobs
@@ -91,6 +92,11 @@ def test_every_update_is_measured(data: Path, batch: list[Episode]) -> None:
         assert 0 <= point["policy/trade_share"] <= 1
     assert result.metrics["data/staleness"] == 0.0
     assert {"held_out/gain_pass_1", "data/best_pass", "loss/clip_fraction"} <= result.metrics.keys()
+    rows = {str(row["metric"]): row for row in described(result.metrics)}
+    assert [name for name, row in rows.items() if row["meaning"] == UNKNOWN.meaning] == []
+    assert (rows["data/best_pass"]["value"], rows["data/best_pass"]["over"]) == (1, WHOLE)
+    assert isinstance(rows["data/passes"]["value"], int)
+    assert (rows["loss/entropy"]["unit"], rows["loss/entropy"]["over"]) == ("nats per token", UPDATES)
 
 
 def share(episode: Episode, *kinds: str) -> float:
