@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from rl_assets.assets.shown import OWNERS, picture, table
+from rl_assets.assets.columns import CHAMPION
+from rl_assets.assets.shown import OWNERS, definition, links, picture, table
 from rl_assets.automation.partitions import EVERYTHING
 from rl_assets.logs import PARTITION
 from rl_assets.resources import Database, Lake, Trainer
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
             description="The registry's digest of the champion is that of the files on disk.",
         )
     ],
+    metadata=definition("docs/operations.md", table="rl_assets.champion", schema=CHAMPION),
 )
 def deployed_model(
     context: dg.AssetExecutionContext, database: Database, lake: Lake, trainer: Trainer
@@ -58,6 +60,8 @@ def deployed_model(
         if before is None:
             raise dg.Failure(f"{line} has no model yet; materialize base_policy", allow_retries=False)
         decided, report = "no batch waits to be decided upon", {}
+        made_of = batch.id if batch else get_model(conn, line, before).batch_id
+        elsewhere = links(made_of, besides="deployed_model")
         if batch is None:
             decided = advance(conn, line, probe) or decided
         else:
@@ -87,6 +91,7 @@ def deployed_model(
             "rollout_decisions": table([_event(event) for event in events]),
             "lineage": picture(origin),
             **report,
+            **elsewhere,
         },
         check_results=[
             dg.AssetCheckResult(

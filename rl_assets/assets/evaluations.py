@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from rl_assets.assets.shown import OWNERS, columns, picture, table
+from rl_assets.assets.columns import EPISODES
+from rl_assets.assets.shown import OWNERS, definition, links, picture, table
 from rl_assets.automation.partitions import BATCHES, EVERYTHING
 from rl_assets.places import Place
 from rl_assets.resources import Database, Lake
@@ -45,15 +46,12 @@ SEED = 20_260_101
             description="The candidate has not collapsed into never trading.",
         ),
     ],
-    metadata={
-        "dagster/column_schema": columns(
-            policy="string: who played",
-            snapshot_id="string: gate snapshot",
-            sibling="int: number of the episode within the snapshot; pairs candidate and champion",
-            expected_pnl="float: dollars, holdings valued at the final latent value",
-            realised_pnl="float: dollars, holdings valued at the outcome",
-        )
-    },
+    metadata=definition(
+        "docs/training.md",
+        table="rl_assets.evaluations",
+        file="batches/{batch}/evaluation.parquet",
+        schema=EPISODES,
+    ),
 )
 def benchmark_evaluations(context: dg.AssetExecutionContext, database: Database, lake: Lake) -> dg.MaterializeResult:
     from rl_assets.registry.evaluate import evaluate
@@ -65,6 +63,7 @@ def benchmark_evaluations(context: dg.AssetExecutionContext, database: Database,
 
     path = lake.batch(context.partition_key) / "evaluation.parquet"
     with database.connect() as conn:
+        elsewhere = links(context.partition_key, besides="benchmark_evaluations")
         batch = get_batch(conn, context.partition_key)
         found, episodes = evaluate(
             conn,
@@ -108,6 +107,7 @@ def benchmark_evaluations(context: dg.AssetExecutionContext, database: Database,
                 )
             ),
             **_policies(episodes),
+            **elsewhere,
         },
         check_results=[
             dg.AssetCheckResult(

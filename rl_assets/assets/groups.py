@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from rl_assets.assets.shown import OWNERS, columns, counts, picture, plainly, required, table
+from rl_assets.assets.columns import GROUPS
+from rl_assets.assets.shown import OWNERS, counts, definition, picture, plainly, required, table
 from rl_assets.automation.partitions import HOURS
 from rl_assets.resources import Judge, Lake, Trainer
 
@@ -44,16 +45,7 @@ SHOWN = 400
             description="Grouping the episodes in reverse gives the same groups under the same names.",
         ),
     ],
-    metadata={
-        "dagster/column_schema": columns(
-            group_id="string: hash of kind, key and sorted members",
-            kind="string: benchmark or live",
-            key="string: what the members have in common",
-            trajectory_ids="list[string]: the members",
-            trainable="bool: whether GRPO may learn from it",
-            reason="string: why it is not trainable",
-        )
-    },
+    metadata=definition("docs/concepts.md", file="windows/{hour}/groups.parquet", schema=GROUPS),
 )
 def grpo_groups(
     context: dg.AssetExecutionContext, lake: Lake, judge: Judge, trainer: Trainer

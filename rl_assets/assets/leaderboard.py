@@ -4,8 +4,9 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
+from rl_assets.assets.columns import EPISODES
 from rl_assets.assets.evaluations import SEED, SIBLINGS, SNAPSHOTS
-from rl_assets.assets.shown import OWNERS, columns, picture, table
+from rl_assets.assets.shown import OWNERS, definition, picture, table
 from rl_assets.automation.partitions import EVERYTHING
 from rl_assets.resources import Database, Lake, Trainer
 
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
     kinds={"python", "parquet"},
     owners=OWNERS,
     description="Every version of the model line whose checkpoint is whole, and the reference agents, on the same gate "
-    "snapshots: who earns what, and who is surely better than whom. What evaluations have played is not played again.",
+    "snapshots: who earns what, and who is surely better than whom. Made at night after a decision, or by hand at any "
+    "time. What evaluations have played is not played again; a version that has to be played takes "
+    f"{SNAPSHOTS * SIBLINGS} episodes, some seconds of CPU for the small policy, requests for one that is served.",
     check_specs=[
         dg.AssetCheckSpec(
             "oracle_leads_and_hold_is_zero",
@@ -33,15 +36,7 @@ if TYPE_CHECKING:
             "market before you believe a ranking.",
         )
     ],
-    metadata={
-        "dagster/column_schema": columns(
-            policy="string: who played",
-            snapshot_id="string: gate snapshot",
-            sibling="int: number of the episode within the snapshot",
-            expected_pnl="float: dollars, holdings valued at the final latent value",
-            realised_pnl="float: dollars, holdings valued at the outcome",
-        )
-    },
+    metadata=definition("docs/concepts.md", file="leaderboard/episodes.parquet", schema=EPISODES),
 )
 def benchmark_leaderboard(
     context: dg.AssetExecutionContext, database: Database, lake: Lake, trainer: Trainer

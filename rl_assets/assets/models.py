@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from rl_assets.assets.shown import OWNERS, columns, picture, required, table
+from rl_assets.assets.columns import EPISODES, MODELS
+from rl_assets.assets.shown import OWNERS, counts, definition, links, picture, required, table
 from rl_assets.assets.trajectories import replay_sample
 from rl_assets.automation.partitions import BATCHES, EVERYTHING
 from rl_assets.automation.policies import TRAINED, TRAINER
 from rl_assets.resources import Database, Lake, Tracking, Trainer
+from rl_assets.training.figures import described
 
 if TYPE_CHECKING:
     from rl_assets.episodes import Episode
@@ -36,6 +38,7 @@ RATIO_TOLERANCE = 0.02
             description="The registry's digest of step 0 is that of the files on disk.",
         )
     ],
+    metadata=definition("docs/training.md", table="rl_assets.models", schema=MODELS),
 )
 def base_policy(
     context: dg.AssetExecutionContext, database: Database, lake: Lake, trainer: Trainer
@@ -55,7 +58,7 @@ def base_policy(
             "checkpoint": dg.MetadataValue.path(str(base.path)),
             "digest": base.digest,
             "learning_curve": picture(learning_curve(base.curve)),
-            **base.metrics,
+            "metrics": table(described(base.metrics)),
         },
         check_results=[
             dg.AssetCheckResult(
@@ -89,14 +92,9 @@ def base_policy(
             description="Each benchmark episode of the batch, played again, gives the recorded rewards bit for bit.",
         ),
     ],
-    metadata={
-        "dagster/column_schema": columns(
-            batch_id="string: hash of the episodes and the base step",
-            base_step="int: checkpoint step that played the episodes",
-            judgement_sets="list[string]: where the rewards come from",
-            groups="list: group id, trajectory ids, rewards in [0, 1]",
-        )
-    },
+    metadata=definition(
+        "docs/concepts.md", table="rl_assets.batches", file="batches/{batch}/episodes.parquet", schema=EPISODES
+    ),
 )
 def training_batches(context: dg.AssetExecutionContext, database: Database, lake: Lake) -> dg.MaterializeResult:
     from rl_assets.episodes import NO_LOGPROBS
@@ -107,6 +105,7 @@ def training_batches(context: dg.AssetExecutionContext, database: Database, lake
     from rl_assets.training.manifest import Manifest
 
     with database.connect() as conn:
+        elsewhere = links(context.partition_key, besides="training_batches")
         batch = get_batch(conn, context.partition_key)
         manifest = Manifest.from_json(batch.manifest)
         claimed = claimed_ids(conn, batch.id)
@@ -129,9 +128,13 @@ def training_batches(context: dg.AssetExecutionContext, database: Database, lake
             "attempt": batch.attempt,
             "windows": list(manifest.windows),
             "judgement_sets": list(manifest.judgement_sets),
-            "episodes_by_snapshot": len(Counter(episode.snapshot_id for episode in episodes.values())),
+            "episodes_by_snapshot": counts(
+                "snapshot", Counter(episode.snapshot_id or "none, live play" for episode in episodes.values())
+            ),
             "rewards_within_groups": picture(group_spread(rewards, "Reward (0 to 1)")),
+            "file": dg.MetadataValue.path(str(directory / "episodes.parquet")),
             "manifest": dg.MetadataValue.path(str(directory / "manifest.json")),
+            **elsewhere,
         },
         check_results=[
             dg.AssetCheckResult(
@@ -179,6 +182,7 @@ def training_batches(context: dg.AssetExecutionContext, database: Database, lake
             "played all of them.",
         ),
     ],
+    metadata=definition("docs/training.md", table="rl_assets.models", schema=MODELS),
 )
 def trained_models(
     context: dg.AssetExecutionContext, database: Database, lake: Lake, trainer: Trainer, tracking: Tracking
@@ -193,6 +197,7 @@ def trained_models(
 
     batch_id = context.partition_key
     with database.connect() as conn:
+        elsewhere = links(batch_id, besides="trained_models")
         batch = get_batch(conn, batch_id)
         manifest = Manifest.from_json(batch.manifest)
         path = required(
@@ -233,7 +238,8 @@ def trained_models(
             "training_seconds": round(result.seconds, 1),
             "wandb": dg.MetadataValue.url(tracked) if tracked.startswith("https://") else tracked,
             "learning_curve": picture(learning_curve(result.curve)),
-            "metrics": table([{"metric": name, "mean_over_updates": value} for name, value in result.metrics.items()]),
+            "metrics": table(described(result.metrics)),
+            **elsewhere,
         },
         check_results=[
             dg.AssetCheckResult(

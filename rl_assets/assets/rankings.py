@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from rl_assets.assets.shown import OWNERS, columns, counts, picture, required, table
+from rl_assets.assets.columns import RANKINGS
+from rl_assets.assets.shown import OWNERS, counts, definition, picture, required, table
 from rl_assets.automation.partitions import HOURS
 from rl_assets.automation.policies import JUDGE, JUDGED
 from rl_assets.resources import Database, Judge, Lake
@@ -56,17 +57,12 @@ GROUPS_AT_ONCE = 500
             "much the same without what agents write beside their actions.",
         ),
     ],
-    metadata={
-        "dagster/column_schema": columns(
-            group_id="string: the group",
-            trajectory_id="string: the member",
-            score="float: in [0, 1], in steps of 1e-4",
-            rank="int: 1 is best within the group",
-            explanation="string: what the judge says",
-            trainable="bool: whether GRPO may learn from the group",
-            reason="string: why it is not trainable",
-        )
-    },
+    metadata=definition(
+        "docs/judging.md",
+        table="rl_assets.judgement_sets",
+        file="windows/{hour}/rankings.parquet",
+        schema=RANKINGS,
+    ),
 )
 def judged_rankings(
     context: dg.AssetExecutionContext, database: Database, lake: Lake, judge: Judge

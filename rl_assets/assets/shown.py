@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import quote
 
 import dagster as dg
 
@@ -11,6 +12,43 @@ from rl_assets.places import Place
 from rl_assets.redact import redact
 
 OWNERS = ["team:market-agents"]
+MOST_PICTURES = 16
+"""Partitions of a run that are drawn: a picture takes 0.4 s of CPU, and a range may be hundreds."""
+NOT_DRAWN = f"not drawn: a run draws its first {MOST_PICTURES} partitions; materialize this one alone to see it"
+OF_A_BATCH = ("training_batches", "trained_models", "benchmark_evaluations")
+"""Assets that have a partition per batch."""
+
+
+def definition(
+    docs: str, *, table: str | None = None, file: str | None = None, schema: dg.TableSchema | None = None
+) -> dict[str, Any]:
+    """What an asset's definition tells beside its description.
+
+    docs: a page of this repository. table: where its rows are in Postgres. file: below the root of the data
+    (RL_ASSETS_STORE), with what differs by partition in braces. schema: columns of the file, or else of the table.
+    """
+    told: dict[str, Any] = {"docs": dg.MetadataValue.path(docs)}
+    if table is not None:
+        told["dagster/table_name"] = table
+    if file is not None:
+        told["dagster/uri"] = file
+    if schema is not None:
+        told |= {"dagster/column_schema": schema, "columns_are_of": file or table}
+    return told
+
+
+def links(batch_id: str | None, besides: str) -> dict[str, dg.UrlMetadataValue]:
+    """Where the web interface shows the other assets of a batch, by name; nothing for a model that no batch made.
+
+    Raises ConfigurationError where RL_ASSETS_UI_URL is no URL: call it before there is something to lose.
+    """
+    from rl_assets.alerts import ui_url
+
+    if batch_id is None:
+        return {}
+    at, query = f"{ui_url()}/assets", f"?view=partitions&partition={quote(batch_id, safe='')}"
+    found = {name: f"{at}/{name}{query}" for name in OF_A_BATCH} | {"deployed_model": f"{at}/deployed_model"}
+    return {name: dg.MetadataValue.url(url) for name, url in found.items() if name != besides}
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> dg.TableMetadataValue:
@@ -79,5 +117,7 @@ def _short(value: Any) -> Any:
 
 
 def _kind(rows: Sequence[Mapping[str, Any]], name: str) -> str:
-    value = next((row[name] for row in rows if row[name] is not None), "")
-    return {bool: "bool", int: "int", float: "float"}.get(type(value), "string")
+    kinds = {type(row[name]) for row in rows if row[name] is not None}
+    if kinds == {int, float}:
+        return "float"
+    return {bool: "bool", int: "int", float: "float"}.get(kinds.pop(), "string") if len(kinds) == 1 else "string"

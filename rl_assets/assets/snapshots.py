@@ -5,7 +5,8 @@ from dataclasses import asdict
 
 import dagster as dg
 
-from rl_assets.assets.shown import OWNERS, columns, picture, table
+from rl_assets.assets.columns import SNAPSHOT
+from rl_assets.assets.shown import MOST_PICTURES, NOT_DRAWN, OWNERS, definition, picture, table
 from rl_assets.automation.partitions import SNAPSHOTS
 from rl_assets.resources import Database, Lake
 
@@ -38,15 +39,9 @@ CHECKS = {
             "fails.",
         )
     ],
-    metadata={
-        "dagster/column_schema": columns(
-            crowd="int[ticks + 1, markets]: the crowd's price, in 1e-4 dollars",
-            perp="int[ticks + 1, perps]: index price of each perpetual, in cents",
-            funding="int[ticks, perps]: funding rate per tick, in 1e-6",
-            posts="list: tick, instrument, source, direction",
-            truth_digest="string: SHA-256 of the sealed truth",
-        )
-    },
+    metadata=definition(
+        "docs/concepts.md", table="rl_assets.snapshots", file="snapshots/{snapshot}/public.json", schema=SNAPSHOT
+    ),
 )
 def benchmark_snapshots(
     context: dg.AssetExecutionContext, database: Database, lake: Lake
@@ -107,14 +102,17 @@ def benchmark_snapshots(
                     "seed": row.seed,
                     "market_day": row.day,
                     "content_hash": row.content_hash,
-                    "file": path,
+                    "file": dg.MetadataValue.path(str(path)),
                 },
                 partition_key=key,
             )
         mark_materialized(conn, keys)
-    first, truth = worlds[keys[0]]
-    shown = price_paths(first, truth if first.split == "train" else None)
-    context.add_asset_metadata({"price_paths": picture(shown)}, partition_key=keys[0])
+    for place, key in enumerate(keys):
+        shown = NOT_DRAWN
+        if place < MOST_PICTURES:
+            snapshot, truth = worlds[key]
+            shown = picture(price_paths(snapshot, truth if snapshot.split == "train" else None))
+        context.add_asset_metadata({"price_paths": shown}, partition_key=key)
     kinds = [audit_kind_skill(config) for config in dict.fromkeys(snapshot.config for snapshot, _ in worlds.values())]
     yield dg.AssetCheckResult(
         check_name="skill_is_measurable",
@@ -125,4 +123,6 @@ def benchmark_snapshots(
             "on_these_snapshots": audit_skill(list(worlds.values())).detail,
         },
     )
-    yield dg.MaterializeResult(metadata={"snapshots_in_run": len(keys), "ticks_per_episode": first.n_ticks})
+    yield dg.MaterializeResult(
+        metadata={"snapshots_in_run": len(keys), "ticks_per_episode": worlds[keys[0]][0].n_ticks}
+    )

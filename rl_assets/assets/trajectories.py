@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from rl_assets.assets.shown import OWNERS, columns, counts, picture, table
+from rl_assets.assets.columns import BABYLON_TRAJECTORIES, TRAJECTORIES
+from rl_assets.assets.shown import OWNERS, counts, definition, picture, table
 from rl_assets.automation.partitions import EVERYTHING, HOURS
 from rl_assets.automation.policies import DATABASE, HOURLY
 from rl_assets.places import Place
@@ -29,6 +30,7 @@ babylon_trajectories = dg.AssetSpec(
     owners=OWNERS,
     description="Babylon's tables `trajectories` and `llm_call_logs`. The game and the harness write them; the window "
     "sensor watches them.",
+    metadata=definition("docs/production.md", table="trajectories", schema=BABYLON_TRAJECTORIES),
 )
 
 
@@ -58,18 +60,7 @@ babylon_trajectories = dg.AssetSpec(
             description="No row of the window was rejected. A rejected row stops nothing; look at quarantine.parquet.",
         ),
     ],
-    metadata={
-        "dagster/column_schema": columns(
-            trajectory_id="string: the recorded row",
-            policy="string: who decided, with the checkpoint step of a trained line",
-            snapshot_id="string: benchmark snapshot; null for live play",
-            expected_pnl="float: dollars, holdings valued at the final latent value",
-            realised_pnl="float: dollars, holdings valued at the outcome",
-            max_drawdown="float: dollars, largest fall of equity from its peak",
-            breaches="int: invalid actions and liquidations",
-            steps="list: observation, response, action, reward, equity, token ids and logprobs (nats) per tick",
-        )
-    },
+    metadata=definition("docs/concepts.md", file="windows/{hour}/trajectories.parquet", schema=TRAJECTORIES),
 )
 def recorded_trajectories(
     context: dg.AssetExecutionContext, database: Database, lake: Lake

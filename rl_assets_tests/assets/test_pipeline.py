@@ -17,6 +17,7 @@ from rl_assets.assets.snapshots import CHECKS, benchmark_snapshots
 from rl_assets.assets.trajectories import recorded_trajectories
 from rl_assets.automation.partitions import SNAPSHOTS
 from rl_assets.harness import provide
+from rl_assets.logs import RANGE_END, RANGE_START
 from rl_assets.market.config import WorldConfig
 from rl_assets.market.generate import generate
 from rl_assets.market.snapshot import save_snapshot
@@ -75,6 +76,32 @@ def test_a_snapshot_is_generated_audited_and_marked(
     assert found == dict.fromkeys((*CHECKS, "skill_is_measurable"), True)
     assert (tmp_path / "snapshots" / key / "public.json").is_file()
     assert [row.materialized_at is None for row in list_snapshots(conn)] == [False]
+
+
+def test_each_snapshot_of_a_range_has_its_picture_up_to_a_bound(
+    conn: psycopg.Connection,
+    postgres_url: str,
+    instance: dg.DagsterInstance,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr("rl_assets.assets.snapshots.MOST_PICTURES", 2)
+    worlds = [generate("train", seed)[0] for seed in range(3)]
+    register_snapshots(conn, worlds)
+    keys = sorted(snapshot.id for snapshot in worlds)
+    instance.add_dynamic_partitions(str(SNAPSHOTS.name), keys)
+    result = dg.materialize(
+        [benchmark_snapshots],
+        instance=instance,
+        resources={"database": Database(url=postgres_url), "lake": Lake(directory=str(tmp_path))},
+        tags={RANGE_START: keys[0], RANGE_END: keys[-1]},
+    )
+    shown = {
+        str(made.partition): str(made.metadata["price_paths"].value)
+        for made in result.asset_materializations_for_node("benchmark_snapshots")
+    }
+    assert ["data:image/png" in shown[key] for key in keys] == [True, True, False]
+    assert "materialize this one alone" in shown[keys[2]]
 
 
 def test_one_snapshot_says_whether_skill_shows_on_worlds_of_its_kind(

@@ -91,6 +91,11 @@ def test_a_candidate_that_is_no_better_is_measured_turned_down_and_reported(
 
     deployed = metadata(result, "deployed_model")
     assert (deployed["champion_before"].value, deployed["champion"].value) == (0, 0)
+    at = f"http://127.0.0.1:3000/assets/{{}}?view=partitions&partition={batch.id}"
+    for name in ("training_batches", "trained_models"):
+        assert shown[name] == deployed[name] == dg.MetadataValue.url(at.format(name))
+    assert deployed["benchmark_evaluations"] == dg.MetadataValue.url(at.format("benchmark_evaluations"))
+    assert shown["deployed_model"] == dg.MetadataValue.url("http://127.0.0.1:3000/assets/deployed_model")
     report = Path(str(deployed["report"].value)).read_text(encoding="utf-8")
     assert batch.id in report
     assert "it takes 6" in report

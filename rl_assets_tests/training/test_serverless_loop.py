@@ -74,6 +74,14 @@ def test_with_a_key_everything_is_played_and_trained_at_wandb(
     instance.add_dynamic_partitions(str(BATCHES.name), [batch.id])
 
     trained = materialize("training_batches", "trained_models", partition_key=batch.id)
+    claimed = metadata(trained, "training_batches")
+    by_snapshot = claimed["episodes_by_snapshot"]
+    assert isinstance(by_snapshot, dg.TableMetadataValue)
+    assert [row.data["count"] for row in by_snapshot.records] == [2, 2]
+    assert Path(str(claimed["file"].value)) == tmp_path / "batches" / batch.id / "episodes.parquet"
+    assert claimed["trained_models"].value == (
+        f"http://127.0.0.1:3000/assets/trained_models?view=partitions&partition={batch.id}"
+    )
     shown = metadata(trained, "trained_models")
     assert (shown["backend"].value, shown["step"].value) == ("serverless", 1)
     assert shown["checkpoint"].value == f"wandb-artifact:///market-agents/rl-assets/{settings.model_line}:step1"

@@ -1,0 +1,153 @@
+"""What each column of a file or table means, in which unit.
+
+Written out, since the schemas themselves are pyarrow's and the database's, which definitions load without. Tests hold
+each of these against the file or the table.
+"""
+
+from rl_assets.assets.shown import columns
+
+_EPISODE = {
+    "trajectory_id": "string: the recorded row",
+    "agent_id": "string: whose account played",
+    "policy": "struct: name of who decided, and the checkpoint step of a trained line",
+    "scenario_id": "string: what was played, where no snapshot was",
+    "window_id": "string: hour in UTC in which it was recorded",
+    "started_at": "timestamp: first tick, UTC",
+    "ended_at": "timestamp: last tick, UTC",
+    "system": "string: the rules, as the agent read them",
+    "steps": "list[struct]: per tick observation, response, action (JSON), reward and equity (dollars), token ids and "
+    "logprobs (nats)",
+    "prompt_version": "string: version of rules and observations",
+    "sampling": "struct: temperature, tokens at most, top p and seed; null where nothing was sampled",
+    "snapshot_id": "string: benchmark snapshot; null for live play",
+    "sibling": "int: number of the episode within its snapshot; pairs two policies",
+    "realised_pnl": "float: dollars, holdings valued at the outcome",
+    "expected_pnl": "float: dollars, holdings valued at the final latent value; null for live play",
+    "max_drawdown": "float: dollars, largest fall of equity from its peak",
+    "breaches": "int: invalid actions and liquidations",
+    "trades": "int: orders that were filled",
+    "fees": "float: dollars",
+    "is_evaluation": "bool: played for the gate or a comparison, never trained on",
+}
+EPISODES = columns(**_EPISODE)
+TRAJECTORIES = columns(**_EPISODE, not_trainable="string: why GRPO cannot use it; null where it can")
+GROUPS = columns(
+    group_id="string: hash of kind, key and sorted members",
+    kind="string: benchmark or live",
+    key="string: JSON of what the members have in common",
+    window_id="string: hour in UTC",
+    trajectory_ids="list[string]: the members",
+    trainable="bool: whether GRPO may learn from it",
+    reason="string: why it is not trainable",
+    policy="string: who played",
+    step="int: checkpoint step of a trained line",
+)
+RANKINGS = columns(
+    group_id="string: the group",
+    trajectory_id="string: the member",
+    score="float: in [0, 1], in steps of 1e-4; null where the group was not judged",
+    rank="int: 1 is best within the group",
+    explanation="string: what the judge says",
+    trainable="bool: whether GRPO may learn from the group",
+    reason="string: why it is not trainable",
+)
+SNAPSHOT = columns(
+    format="int: version of the file",
+    split="string: train, gate or sealed",
+    seed="int: what the world is made from",
+    day="int: market day, by which results are clustered",
+    config="struct: how many ticks, markets and perpetuals, and how they behave",
+    crowd="list[list[int]]: (ticks + 1, markets), the crowd's price of YES, in 1e-4 dollars",
+    perp="list[list[int]]: (ticks + 1, perpetuals), index price, in cents",
+    funding="list[list[int]]: (ticks, perpetuals), funding rate per tick, in 1e-6",
+    posts="list[list]: tick, instrument, source, whether it says up",
+    whispers="list[list]: the same, of what is said in channels; only in worlds that have these",
+    truth_digest="string: SHA-256 of the sealed truth",
+)
+BABYLON_TRAJECTORIES = columns(
+    id="string: the row",
+    trajectoryId="string: the episode, as all else names it",
+    agentId="string: row of `User` that played",
+    startTime="timestamp: UTC",
+    endTime="timestamp: UTC",
+    durationMs="int: milliseconds",
+    windowId="string: hour in UTC, such as 2026-11-24T09:00",
+    windowHours="int: hours that a window has",
+    episodeId="string: the recorder's own name of the episode",
+    scenarioId="string: what was played",
+    batchId="string: the recorder's batch, which is none of ours",
+    stepsJson="string: JSON list of a step per tick",
+    rewardComponentsJson="string: JSON, what a reward is made of",
+    metricsJson="string: JSON of figures of the episode",
+    metadataJson="string: JSON: policy, snapshot, prompt, expected and realised PnL",
+    totalReward="float: dollars, sum over the steps",
+    episodeLength="int: ticks",
+    finalStatus="string: how it ended",
+    finalBalance="float: dollars",
+    finalPnL="float: dollars",
+    tradesExecuted="int: orders that were filled",
+    postsCreated="int: posts that the agent wrote",
+    aiJudgeReward="float: the newest judge's score, in [0, 1]",
+    aiJudgeReasoning="string: what that judge says",
+    judgedAt="timestamp: UTC, when its hour was judged; null is news to the window sensor",
+    isTrainingData="bool: whether it may be trained on",
+    isEvaluation="bool: whether it was played to measure",
+    usedInTraining="bool: whether a batch has consumed it",
+    trainedInBatch="string: that batch",
+    createdAt="timestamp: UTC",
+    updatedAt="timestamp: UTC",
+)
+BABYLON_MARKETS = columns(
+    id="string: the prediction market",
+    question="string: what is asked",
+    description="string: how it is decided",
+    gameId="string: the game it belongs to",
+    dayNumber="int: day of the game",
+    yesShares="decimal: shares of YES in the pool",
+    noShares="decimal: shares of NO in the pool",
+    liquidity="decimal: dollars",
+    resolved="bool: whether the outcome is known",
+    resolution="bool: the outcome, true for YES; null until it is known",
+    endDate="timestamp: UTC, when it ends; its outcome belongs to this hour",
+    createdAt="timestamp: UTC",
+    updatedAt="timestamp: UTC",
+    onChainMarketId="string: on the chain",
+    onChainResolutionTxHash="string: transaction that resolved it there",
+    onChainResolved="bool: whether it is resolved there",
+    oracleAddress="string: who resolves it there",
+)
+MARKET_OUTCOMES = columns(
+    id="string: the row",
+    windowId="string: hour in UTC",
+    stockTicker="string: the perpetual's organization; null for a prediction market",
+    startPrice="decimal: dollars, the last price before the hour",
+    endPrice="decimal: dollars, the last price of the hour",
+    changePercent="decimal: percent of the start price, at most 999.99 either way",
+    sentiment="string: BULLISH, BEARISH or NEUTRAL, by the sign of the change",
+    newsEvents="json: the game's; nothing here writes it",
+    predictionMarketId="string: the prediction market; null for a perpetual",
+    question="string: what the prediction market asks",
+    outcome="string: YES or NO",
+    finalProbability="decimal: of YES, in [0, 1], the last before the market ended",
+    volume="decimal: dollars that agents traded",
+    createdAt="timestamp: UTC",
+)
+MODELS = columns(
+    model_line="string: the line that is trained on and on",
+    step="int: 0 is the base policy",
+    version="string: such as v1.0.3",
+    checkpoint_path="string: directory of the checkpoint, or who serves it",
+    digest="string: SHA-256 of the checkpoint's files",
+    batch_id="string: what it learnt from; null for the base policy",
+    parent_step="int: what it was trained on top of",
+    state="string: candidate, champion, retired or rejected",
+    metrics="json: figures of its training",
+    created_at="timestamp: when it was registered",
+)
+CHAMPION = columns(
+    model_line="string: the line",
+    step="int: the step that every agent plays with",
+    previous_step="int: the champion before, which a rollback goes back to",
+    changed_at="timestamp: since when",
+    reason="string: what the gate said, or who took the champion back",
+)
