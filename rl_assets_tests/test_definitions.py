@@ -34,6 +34,17 @@ def test_every_asset_says_what_it_is(asset: dg.AssetsDefinition | dg.AssetSpec):
         assert check.description, check.name
 
 
+@pytest.mark.parametrize("asset", ASSETS, ids=lambda asset: asset.key.to_user_string())
+def test_every_asset_leads_to_its_docs_its_rows_and_what_they_mean(asset: dg.AssetsDefinition | dg.AssetSpec):
+    spec = asset if isinstance(asset, dg.AssetSpec) else next(iter(asset.specs))
+    docs, schema = spec.metadata["docs"], spec.metadata["dagster/column_schema"]
+    assert isinstance(docs, dg.PathMetadataValue) and (REPOSITORY / docs.path).is_file()
+    rows = {spec.metadata.get("dagster/uri"), spec.metadata.get("dagster/table_name")} - {None}
+    assert rows and spec.metadata["columns_are_of"] in rows
+    assert isinstance(schema, dg.TableSchema)
+    assert all(column.description and column.type for column in schema.columns)
+
+
 def test_every_job_sensor_schedule_and_knob_is_described():
     repository = defs.get_repository_def()
     for described in (*repository.sensor_defs, *repository.schedule_defs):

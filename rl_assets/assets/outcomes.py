@@ -1,8 +1,11 @@
 """Market outcomes: what the game's markets came to in an hour, written back to Babylon's table."""
 
+from collections.abc import Iterator
+
 import dagster as dg
 
-from rl_assets.assets.shown import OWNERS, columns, table
+from rl_assets.assets.columns import BABYLON_MARKETS, MARKET_OUTCOMES
+from rl_assets.assets.shown import MOST_PICTURES, NOT_DRAWN, OWNERS, definition, picture, table
 from rl_assets.automation.partitions import HOURS
 from rl_assets.automation.policies import DATABASE
 from rl_assets.resources import Database
@@ -12,8 +15,9 @@ babylon_markets = dg.AssetSpec(
     group_name="sources",
     kinds={"postgres"},
     owners=OWNERS,
-    description="Babylon's tables of markets and prices: `Market`, `PredictionPriceHistory`, `Organization`, "
-    "`StockPrice`, `PerpPosition`, `AgentTrade`. The game writes them.",
+    description="Babylon's tables of markets and prices: `Market`, whose columns are below, and beside it "
+    "`PredictionPriceHistory`, `Organization`, `StockPrice`, `PerpPosition`, `AgentTrade`. The game writes them.",
+    metadata=definition("docs/production.md", table="Market", schema=BABYLON_MARKETS),
 )
 
 
@@ -29,30 +33,52 @@ babylon_markets = dg.AssetSpec(
     description="What each market came to in the hour: a perpetual's prices at its bounds, and of each prediction "
     "market that ended in it the outcome and the last probability before. Rows of Babylon's `market_outcomes`; doing "
     "it again changes only what the game has changed since.",
-    metadata={
-        "dagster/column_schema": columns(
-            stockTicker="string: the perpetual's organization; null for a prediction market",
-            startPrice="decimal: dollars, the last price before the hour",
-            endPrice="decimal: dollars, the last price of the hour",
-            changePercent="decimal: of the price, at most 999.99 either way",
-            predictionMarketId="string: the prediction market; null for a perpetual",
-            outcome="string: YES or NO",
-            finalProbability="decimal: of YES, in [0, 1], the last before the market ended",
-            volume="decimal: dollars that agents traded",
+    check_specs=[
+        dg.AssetCheckSpec(
+            "outcomes_are_of_markets_that_ended",
+            asset="market_outcomes",
+            description="Each recorded outcome is that of a prediction market that ended in the hour and is resolved "
+            "so, and no market has two. A row that is not was left by another writer, or its market's end was moved.",
         )
-    },
+    ],
+    metadata=definition("docs/operations.md", table="market_outcomes", schema=MARKET_OUTCOMES),
 )
-def market_outcomes(context: dg.AssetExecutionContext, database: Database) -> dg.MaterializeResult:
-    from rl_assets.store.outcomes import track_outcomes
+def market_outcomes(
+    context: dg.AssetExecutionContext, database: Database
+) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult]:
+    from rl_assets.reports.outcomes import outcomes_picture
+    from rl_assets.store.outcomes import astray, track_outcomes
 
-    markets = 0
+    markets, faults = 0, []
     with database.connect() as conn:
-        for window in context.partition_keys:
+        for place, window in enumerate(context.partition_keys):
             found = track_outcomes(conn, window)
             markets += len(found)
+            faults += [{"window": window, **row} for row in astray(conn, window)]
             rows = [
-                {"market": o.ticker or o.question, "change_percent": o.change_percent, "outcome": o.outcome}
+                {
+                    "market": o.ticker or o.question or o.market_id,
+                    "start_price_dollars": o.start_price,
+                    "end_price_dollars": o.end_price,
+                    "change_percent": o.change_percent,
+                    "outcome": o.outcome,
+                    "final_probability": o.final_probability,
+                    "volume_dollars": o.volume,
+                }
                 for o in found
             ]
-            context.add_asset_metadata({"dagster/row_count": len(found), "outcomes": table(rows)}, partition_key=window)
-    return dg.MaterializeResult(metadata={"markets": markets, "windows_in_run": len(context.partition_keys)})
+            context.add_asset_metadata(
+                {
+                    "dagster/row_count": len(found),
+                    "outcomes": table(rows),
+                    "outcomes_of_the_hour": picture(outcomes_picture(found)) if place < MOST_PICTURES else NOT_DRAWN,
+                },
+                partition_key=window,
+            )
+    yield dg.AssetCheckResult(
+        check_name="outcomes_are_of_markets_that_ended",
+        passed=not faults,
+        severity=dg.AssetCheckSeverity.WARN,
+        metadata={"rows": table(faults)},
+    )
+    yield dg.MaterializeResult(metadata={"markets": markets, "windows_in_run": len(context.partition_keys)})

@@ -80,6 +80,25 @@ def recorded_outcomes(conn: psycopg.Connection, window_id: str) -> list[Outcome]
         ).fetchall()
 
 
+def astray(conn: psycopg.Connection, window_id: str) -> list[dict[str, str]]:
+    """Recorded outcomes of a window's prediction markets that the game's tables do not bear out: market, recorded
+    outcome, and what is wrong with it."""
+    rows = conn.execute(
+        """SELECT o."predictionMarketId", o."outcome", CASE
+             WHEN m."id" IS NULL THEN 'the game has no such market'
+             WHEN NOT m."resolved" OR m."resolution" IS NULL THEN 'the market is not resolved'
+             WHEN to_char(m."endDate", 'YYYY-MM-DD"T"HH24":00"') <> %(window)s THEN 'the market ended in another hour'
+             ELSE 'the market is resolved otherwise' END
+           FROM market_outcomes AS o LEFT JOIN "Market" AS m ON m."id" = o."predictionMarketId"
+           WHERE o."windowId" = %(window)s AND o."predictionMarketId" IS NOT NULL AND NOT coalesce(
+             m."resolved" AND to_char(m."endDate", 'YYYY-MM-DD"T"HH24":00"') = %(window)s
+               AND o."outcome" = CASE WHEN m."resolution" THEN 'YES' WHEN NOT m."resolution" THEN 'NO' END, false)
+           ORDER BY 1, 2""",
+        {"window": window_id},
+    ).fetchall()
+    return [{"market": str(market), "outcome": str(outcome), "fault": fault} for market, outcome, fault in rows]
+
+
 def due_windows(conn: psycopg.Connection, now: datetime) -> list[str]:
     """Windows, oldest first, with something to write: the hour before `now` if prices were seen in it, and hours whose
     markets were resolved since. At most `MOST_WINDOWS`."""

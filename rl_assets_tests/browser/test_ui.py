@@ -31,7 +31,7 @@ QUIET = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "-
 ASSETS = (
     *("benchmark_snapshots", "babylon_trajectories", "recorded_trajectories", "grpo_groups", "judged_rankings"),
     *("base_policy", "training_batches", "trained_models", "benchmark_evaluations", "deployed_model"),
-    "benchmark_leaderboard",
+    *("babylon_markets", "market_outcomes", "benchmark_leaderboard"),
 )
 GROUPS = 5
 PATIENCE = 60_000

@@ -18,6 +18,7 @@ from rl_assets.errors import MalformedInput
 from rl_assets.market.generate import generate
 from rl_assets.market.snapshot import WorldConfig
 from rl_assets.reports.drawing import LONGEST_LABEL, safe_label
+from rl_assets.reports.outcomes import outcomes_picture
 from rl_assets.reports.plots import (
     as_markdown_image,
     group_spread,
@@ -27,6 +28,7 @@ from rl_assets.reports.plots import (
     price_paths,
     reward_histogram,
 )
+from rl_assets.store.outcomes import Outcome
 from rl_assets_tests.reports.pages import HOSTILE
 
 LARGEST = 60_000
@@ -41,7 +43,19 @@ POINT = {
     "loss/grad_norm": 0.4,
     "time/update_s": 2.0,
 }
+
+
+def moved(name: str, change: float) -> Outcome:
+    return Outcome(name, 100.0, 100.0 + change, change, "BULLISH", None, None, None, None, None)
+
+
+def ended(name: str, probability: float | None, outcome: str = "YES") -> Outcome:
+    return Outcome(None, None, None, None, None, "m", name, outcome, probability, None)
+
+
 EMPTY: dict[str, Callable[[], bytes]] = {
+    "outcomes": lambda: outcomes_picture([]),
+    "outcomes without a price": lambda: outcomes_picture([ended("m", None)]),
     "rewards": lambda: reward_histogram({}),
     "rewards of nobody": lambda: reward_histogram({"hold": []}),
     "groups": lambda: group_spread({}),
@@ -50,6 +64,8 @@ EMPTY: dict[str, Callable[[], bytes]] = {
     "policies": lambda: pnl_by_policy({}),
 }
 SINGLE: dict[str, Callable[[], bytes]] = {
+    "outcome": lambda: outcomes_picture([ended("m", 0.5, "NO")]),
+    "change": lambda: outcomes_picture([moved("Tesla", 0.0)]),
     "reward": lambda: reward_histogram({"hold": [0.0]}),
     "group": lambda: group_spread({"group": [0.5]}),
     "update": lambda: learning_curve([POINT]),
@@ -61,6 +77,9 @@ SINGLE: dict[str, Callable[[], bytes]] = {
     "perpetual": lambda: price_paths(*generate("train", 1, WorldConfig(ticks=2, markets=0, perps=1))),
 }
 MANY: dict[str, Callable[[], bytes]] = {
+    "outcomes": lambda: outcomes_picture(
+        [moved(f"Company {i}", i - 20.5) for i in range(40)] + [ended(f"Will {i}?", i / 40) for i in range(40)]
+    ),
     "rewards": lambda: reward_histogram({f"policy {i}": [i * j / 7 for j in range(99)] for i in range(40)}),
     "groups": lambda: group_spread({f"group-{i}": [(i * j) % 11 / 10 for j in range(8)] for i in range(125)}),
     "curve": lambda: learning_curve([{**POINT, "update": float(i), "loss/train": 1 / (i + 1)} for i in range(500)]),
@@ -105,6 +124,7 @@ def test_hostile_labels_are_drawn_as_they_stand():
     assert opened(reward_histogram({label: [1.0, 2.0] for label in HOSTILE})).width == 900
     assert opened(pnl_by_policy(dict.fromkeys(HOSTILE, (1.0, 0.0, 2.0)))).width == 900
     assert opened(group_spread({label: [0.5, 0.6] for label in HOSTILE})).width == 900
+    assert opened(outcomes_picture([each(label, 0.5) for label in HOSTILE for each in (moved, ended)])).width == 900
 
 
 @given(st.text())
@@ -129,6 +149,7 @@ def test_a_label_is_short_printable_and_never_mathtext(text: str):
         lambda bad: paired_gate({1: bad}, 0.0, 0.1, 0.0),
         lambda bad: paired_gate({1: 0.0}, 0.0, 0.1, bad),
         lambda bad: pnl_by_policy({"hold": (bad, 0.0, 1.0)}),
+        lambda bad: outcomes_picture([moved("Tesla", 1.0 if bad is None else bad), ended("m", math.nan)]),
     ],
 )
 def test_a_number_that_cannot_be_drawn_is_refused_in_a_sentence(draw: Callable, bad: float):

@@ -13,7 +13,7 @@ from rl_assets.assets.outcomes import market_outcomes
 from rl_assets.automation.schedules import market_outcomes_schedule
 from rl_assets.resources import Database
 from rl_assets.store.database import connect
-from rl_assets.store.outcomes import Outcome, due_windows, recorded_outcomes, track_outcomes
+from rl_assets.store.outcomes import Outcome, astray, due_windows, recorded_outcomes, track_outcomes
 
 HOUR = "2026-11-23T08:00"
 START = datetime(2026, 11, 23, 8)
@@ -91,6 +91,24 @@ def test_repeating_changes_nothing_and_what_changed_is_brought_up_to_date(conn: 
     conn.execute('UPDATE "Market" SET "resolution" = false')
     assert by_name(track_outcomes(conn, HOUR))["m"].outcome == "NO"
     assert conn.execute("SELECT count(*) FROM market_outcomes").fetchone() == (2,)
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ('SET "resolution" = false', "the market is resolved otherwise"),
+        ('SET "resolution" = NULL, "resolved" = false', "the market is not resolved"),
+        ("""SET "endDate" = "endDate" + interval '1 hour'""", "the market ended in another hour"),
+        (None, "the game has no such market"),
+    ],
+)
+def test_an_outcome_that_the_game_does_not_bear_out_is_found(conn: psycopg.Connection, change: str | None, fault: str):
+    market(conn, "m", 30, True)
+    market(conn, "right", 30, False)
+    track_outcomes(conn, HOUR)
+    assert astray(conn, HOUR) == []
+    conn.execute(f"""{f'UPDATE "Market" {change}' if change else 'DELETE FROM "Market"'} WHERE "id" = 'm'""")  # pyright: ignore
+    assert astray(conn, HOUR) == [{"market": "m", "outcome": "YES", "fault": fault}]
 
 
 def test_many_writers_at_once_write_each_outcome_once(conn: psycopg.Connection, postgres_url: str):
@@ -174,4 +192,31 @@ def test_the_schedule_asks_for_the_hours_that_are_due_and_the_asset_writes_them(
     result = dg.materialize([market_outcomes], partition_key=HOUR, resources=resources)
     (event,) = result.asset_materializations_for_node("market_outcomes")
     assert event.metadata["markets"].value == 2
+    shown = event.metadata["outcomes"]
+    assert isinstance(shown, dg.TableMetadataValue)
+    assert [row.data for row in shown.records] == [
+        {
+            "market": "Tesla",
+            "start_price_dollars": 100.0,
+            "end_price_dollars": 103.0,
+            "change_percent": 3.0,
+            "outcome": None,
+            "final_probability": None,
+            "volume_dollars": None,
+        },
+        {
+            "market": "Will m?",
+            "start_price_dollars": None,
+            "end_price_dollars": None,
+            "change_percent": None,
+            "outcome": "YES",
+            "final_probability": 0.75,
+            "volume_dollars": None,
+        },
+    ]
+    assert "data:image/png;base64" in str(event.metadata["outcomes_of_the_hour"].value)
+    assert [e.passed for e in result.get_asset_check_evaluations()] == [True]
+    conn.execute('UPDATE "Market" SET "endDate" = "endDate" + interval \'1 hour\'')
+    late = dg.materialize([market_outcomes], partition_key=HOUR, resources=resources)
+    assert late.success and [e.passed for e in late.get_asset_check_evaluations()] == [False]
     assert {one.sentiment for one in recorded_outcomes(conn, HOUR)} == {"BULLISH", None}
