@@ -11,6 +11,7 @@ from typing import Protocol
 from rl_assets.episodes import WINDOW_FORMAT
 from rl_assets.errors import MalformedInput
 from rl_assets.grouping import Group
+from rl_assets.wording import counted, moment
 
 LENGTH = timedelta(hours=1)
 GRACE = timedelta(minutes=5)
@@ -63,6 +64,22 @@ def next_attempt(key: str) -> str | None:
     first, _, number = key.partition(":attempt-")
     attempt = int(number or 1) + 1
     return f"{first}:attempt-{attempt}" if attempt <= ATTEMPTS else None
+
+
+def why_quiet(watch: Watch, busy: int) -> str:
+    """Why no window is taken. busy: how many somebody works on."""
+    said = (
+        f"no episode is new since {moment(watch.since)}"
+        if watch.since is not None
+        else "no episode that waits for a judge has been recorded yet"
+    )
+    if watch.unsettled:
+        first, more = watch.unsettled[0], len(watch.unsettled) - 1
+        others = f", and {counted(more, 'later hour')} after that" if more else ""
+        said += f"; the hour {first} is read once more when it has closed, at {moment(settles_at(first))}{others}"
+    if busy:
+        said += f"; {counted(busy, 'hour')} {'is' if busy == 1 else 'are'} being read now"
+    return said
 
 
 class State(Protocol):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from rl_assets.errors import MalformedInput
 from rl_assets.grouping import Group
-from rl_assets.windows import Watch, hold_back, plan, settles_at, start_of
+from rl_assets.windows import Watch, hold_back, plan, settles_at, start_of, why_quiet
 
 NOON = datetime(2026, 11, 23, 12, 30, tzinfo=UTC)
 
@@ -35,6 +35,24 @@ def group(kind: str, size: int) -> Group:
 
 def test_an_hour_settles_five_minutes_after_it_closes():
     assert settles_at("2026-11-23T12:00") == datetime(2026, 11, 23, 13, 5, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("watch", "busy", "said"),
+    [
+        (Watch(), 0, "no episode that waits for a judge has been recorded yet"),
+        (Watch(NOON), 0, "no episode is new since 12:30 UTC (23 Nov)"),
+        (Watch(NOON), 1, "no episode is new since 12:30 UTC (23 Nov); 1 hour is being read now"),
+        (
+            Watch(NOON, {}, ("2026-11-23T12:00", "2026-11-23T13:00")),
+            2,
+            "no episode is new since 12:30 UTC (23 Nov); the hour 2026-11-23T12:00 is read once more when it has "
+            "closed, at 13:05 UTC (23 Nov), and 1 later hour after that; 2 hours are being read now",
+        ),
+    ],
+)
+def test_a_quiet_look_is_told_in_words(watch: Watch, busy: int, said: str):
+    assert why_quiet(watch, busy) == said
 
 
 @pytest.mark.parametrize("text", ["2026-11-23", "benchmark-7", "2026-11-23T12:30", ""])

@@ -86,10 +86,10 @@ def why_nothing_to_do(agents: Sequence[LiveAgent]) -> str | None:
     if not agents:
         return "no live agent is registered; register one with `rl-assets live register`"
     if not active:
-        return f"all {len(agents)} live agents are stopped; register one again to start it"
+        return f"no live agent is active, of {len(agents)} registered; register one again to start it"
     resting = [f"{agent.name}: {agent.rests}" for agent in active if agent.rests]
     if len(resting) == len(active):
-        return f"all {len(active)} active agents rest for want of points ({'; '.join(resting[:3])})"
+        return f"every active live agent rests for want of points ({'; '.join(resting[:3])})"
     return None
 
 

@@ -12,6 +12,7 @@ import dagster as dg
 
 from rl_assets.errors import ServiceError
 from rl_assets.logs import partition_of
+from rl_assets.wording import counted
 
 if TYPE_CHECKING:
     from dagster_shared.error import SerializableErrorInfo
@@ -79,10 +80,13 @@ def alert_backlog_sensor(context: dg.SensorEvaluationContext, alerts: Alerts) ->
             failures.append(error)
     if failures and not delivered:
         raise failures[0]
-    told = f"sent: {', '.join(delivered) or 'nothing was left to send, and nothing has gone stale'}"
+    told = "no alert is left to send, and nothing has gone stale since the last look"
+    if delivered:
+        told = f"alerts are sent for {', '.join(delivered)}"
     if failures:
-        context.log.error("%d alerts did not get out: %s", len(failures), failures[0])
-        told += f"; {len(failures)} did not get out: {failures[0]}"
+        lost = f"{counted(len(failures), 'alert')} did not get out and will be sent later: {failures[0]}"
+        context.log.error(lost)
+        told += f"; {lost}"
     return dg.SensorResult(skip_reason=told, cursor=json.dumps(states, sort_keys=True))
 
 

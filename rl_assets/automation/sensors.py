@@ -20,6 +20,7 @@ from rl_assets.automation.runs import (
 )
 from rl_assets.logs import PARTITION, RANGE_END, RANGE_START
 from rl_assets.resources import Database, Trainer
+from rl_assets.wording import counted
 
 MOST_SNAPSHOTS = 256
 MOST_WINDOWS = 24
@@ -47,9 +48,10 @@ def benchmark_snapshot_sensor(context: dg.SensorEvaluationContext, database: Dat
     with database.connect() as conn:
         wanted = sorted(row.id for row in list_snapshots(conn, unmaterialized=True))[:MOST_SNAPSHOTS]
     if not wanted:
-        return dg.SensorResult(skip_reason="every registered snapshot is materialized")
+        return dg.SensorResult(skip_reason="no registered snapshot waits to be generated")
     if context.instance.get_runs(dg.RunsFilter(job_name=snapshots_job.name, statuses=LIVE), limit=1):
-        return dg.SensorResult(skip_reason=f"{len(wanted)} snapshots wait for the run that is generating others")
+        waiting = counted(len(wanted), "more snapshot")
+        return dg.SensorResult(skip_reason=f"{waiting} will be generated after the run that is generating others")
     known = list(context.instance.get_dynamic_partitions(str(SNAPSHOTS.name)))
     new = sorted(set(wanted) - set(known))
     requests, given_up = [], []
@@ -62,7 +64,10 @@ def benchmark_snapshot_sensor(context: dg.SensorEvaluationContext, database: Dat
         tags = {RANGE_START: keys[0], RANGE_END: keys[-1], RANGE_DIGEST: mark}
         requests.append(dg.RunRequest(run_key=f"{mark}:{len(ended)}", tags=tags))
     if not requests:
-        reason = f"{ATTEMPTS} runs failed for {'; '.join(given_up)}: read their error, then materialize them by hand"
+        reason = (
+            f"{ATTEMPTS} runs have failed to generate {'; '.join(given_up)}; read their error, then materialize "
+            "benchmark_snapshots of that range by hand"
+        )
         return dg.SensorResult(skip_reason=reason)
     additions = [SNAPSHOTS.build_add_request(new)] if new else []
     return dg.SensorResult(run_requests=requests, dynamic_partitions_requests=additions)
@@ -93,7 +98,7 @@ def contiguous(order: Sequence[str], wanted: Sequence[str]) -> list[list[str]]:
 def trajectory_window_sensor(context: dg.SensorEvaluationContext, database: Database) -> dg.SensorResult:
     from rl_assets.episodes import window_of
     from rl_assets.store.episodes import changed_windows
-    from rl_assets.windows import Watch, plan
+    from rl_assets.windows import Watch, plan, why_quiet
 
     now = datetime.now(UTC)
     watch = Watch.from_json(context.cursor)
@@ -105,9 +110,7 @@ def trajectory_window_sensor(context: dg.SensorEvaluationContext, database: Data
     taken, after = plan(watch, known, busy | early, now, MOST_WINDOWS)
     taken = failed_windows(context.instance) | taken
     if not taken:
-        waiting = f"; {len(after.unsettled)} not settled" if after.unsettled else ""
-        reason = f"no window has moved since {watch.since}{waiting}; {len(busy)} are being read"
-        return dg.SensorResult(skip_reason=reason, cursor=after.to_json())
+        return dg.SensorResult(skip_reason=why_quiet(after, len(busy)), cursor=after.to_json())
     requests = [
         dg.RunRequest(run_key=key, partition_key=window, tags={IF_FAILED: "again"}) for window, key in taken.items()
     ]

@@ -25,6 +25,7 @@ from rl_assets.store.ledger import (
     readiness,
 )
 from rl_assets.training.submission import open_submission
+from rl_assets.wording import counted
 
 if TYPE_CHECKING:
     import psycopg
@@ -91,7 +92,8 @@ def claim(
     ready = readiness(conn, model_line, base_step, most_stale)
     counts = f"{ready.fresh} of {minimum} fresh episodes"
     if ready.waiting_groups:
-        counts += f"; {ready.waiting_groups} groups wait for a judge"
+        waits = "waits" if ready.waiting_groups == 1 else "wait"
+        counts += f"; {counted(ready.waiting_groups, 'group')} {waits} for a judge"
     if (held := _held(conn, model_line)) is not None:
         return Look(f"{held} ({counts})")
     if ready.in_flight_batch is not None:

@@ -51,9 +51,9 @@ def test_the_schedule_says_what_a_person_can_do_while_there_is_nothing_to_play(
     assert [reason.skip_message for reason in reasons if isinstance(reason, dg.SkipReason)] == [
         "no live market is named; set LIVE_MARKET_URL to the URL of one that `rl-assets serve` runs",
         "no live agent is registered; register one with `rl-assets live register`",
-        "all 1 active agents rest for want of points (rule: it has 0 points and a tick costs 1: "
+        "every active live agent rests for want of points (rule: it has 0 points and a tick costs 1: "
         "`rl-assets live points rule 100`)",
-        "all 1 live agents are stopped; register one again to start it",
+        "no live agent is active, of 1 registered; register one again to start it",
     ]
 
 

@@ -141,7 +141,15 @@ def test_a_window_is_taken_when_it_has_news_and_not_again(
     assert settled in [r.partition_key for r in taken.run_requests or []]
     quiet = tick(trajectory_window_sensor, instance, postgres_url, taken.cursor)
     assert quiet.run_requests in (None, [])
-    assert "no window has moved since" in said(quiet)
+    assert "no episode is new since" in said(quiet)
+
+
+def test_on_a_new_installation_the_sensor_says_that_nothing_has_been_recorded(
+    conn: psycopg.Connection, postgres_url: str, instance: dg.DagsterInstance
+):
+    assert said(tick(trajectory_window_sensor, instance, postgres_url)) == (
+        "no episode that waits for a judge has been recorded yet"
+    )
 
 
 def test_an_hour_whose_run_failed_is_requested_again_and_then_left_to_a_person(
@@ -160,7 +168,7 @@ def test_an_hour_whose_run_failed_is_requested_again_and_then_left_to_a_person(
         result = tick(trajectory_window_sensor, instance, postgres_url, result.cursor)
     first = str(keys[0])
     assert keys == [first, f"{first}:attempt-2", f"{first}:attempt-3"]
-    assert "no window has moved since" in said(result)
+    assert "no episode is new since" in said(result)
     tags = [run.tags["rl_assets/if_failed"] for run in instance.get_runs()]
     assert sorted(tags) == ["a person is needed", "another run followed", "another run followed"]
 
@@ -178,7 +186,7 @@ def test_an_hour_that_somebody_else_sees_to_is_not_requested_again(
     run_of(instance, request, tags.get(why_not, {})).fail()
     if why_not == "followed by another":
         run_of(instance, request).start()
-    assert "no window has moved since" in said(tick(trajectory_window_sensor, instance, postgres_url, taken.cursor))
+    assert "no episode is new since" in said(tick(trajectory_window_sensor, instance, postgres_url, taken.cursor))
 
 
 class Launched:
@@ -205,7 +213,9 @@ def run_of(instance: dg.DagsterInstance, request: dg.RunRequest, tags: dict[str,
 def test_registered_snapshots_are_requested_as_ranges(
     conn: psycopg.Connection, postgres_url: str, instance: dg.DagsterInstance
 ):
-    assert said(tick(benchmark_snapshot_sensor, instance, postgres_url)) == "every registered snapshot is materialized"
+    assert (
+        said(tick(benchmark_snapshot_sensor, instance, postgres_url)) == "no registered snapshot waits to be generated"
+    )
     worlds = [generate("train", seed)[0] for seed in range(6)]
     register_snapshots(conn, worlds)
     result = tick(benchmark_snapshot_sensor, instance, postgres_url)
