@@ -11,7 +11,12 @@ import pytest
 
 from rl_assets.assets.shown import plainly
 from rl_assets.automation.rollouts import rollout_sensor
-from rl_assets.automation.schedules import daily_training_schedule, live_tick_schedule, market_outcomes_schedule
+from rl_assets.automation.schedules import (
+    daily_leaderboard_schedule,
+    daily_training_schedule,
+    live_tick_schedule,
+    market_outcomes_schedule,
+)
 from rl_assets.automation.sensors import benchmark_snapshot_sensor, training_sensor, trajectory_window_sensor
 from rl_assets.definitions import defs
 from rl_assets.errors import DatabaseError
@@ -134,6 +139,7 @@ def test_a_tick_that_fails_tells_no_password(monkeypatch: pytest.MonkeyPatch, en
             dg.build_schedule_context(scheduled_execution_time=datetime.now(UTC)), database=given["database"]
         ),
         lambda: daily_training_schedule(dg.build_schedule_context(), **given),
+        lambda: daily_leaderboard_schedule(dg.build_schedule_context(), **given),
     ]
     with dg.DagsterInstance.ephemeral() as instance:
         monkeypatch.setattr(dg.SensorEvaluationContext, "instance", instance)

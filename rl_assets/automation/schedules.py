@@ -1,15 +1,17 @@
-"""What happens by the clock: the daily look, which decides as the training sensor does, what markets came to, and ticks
-of live agents."""
+"""What happens by the clock: the daily look, which decides as the training sensor does, the leaderboard, what markets
+came to, and ticks of live agents."""
 
 import os
+from datetime import UTC, datetime
 
 import dagster as dg
 
-from rl_assets.automation.jobs import live_tick_job, outcomes_job, training_job
+from rl_assets.automation.jobs import leaderboard_job, live_tick_job, outcomes_job, training_job
 from rl_assets.automation.partitions import BATCHES
 from rl_assets.automation.runs import next_training
 from rl_assets.resources import Database, Trainer
 from rl_assets.turns import MARKET_URL
+from rl_assets.wording import moment
 
 
 @dg.schedule(
@@ -28,6 +30,30 @@ def daily_training_schedule(
     context.log.info(found.reason)
     context.instance.add_dynamic_partitions(str(BATCHES.name), [found.batch.id])
     return dg.RunRequest(run_key=found.run_key, partition_key=found.batch.id)
+
+
+@dg.schedule(
+    job=leaderboard_job,
+    cron_schedule="0 4 * * *",
+    execution_timezone="UTC",
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+    description="Every day at 04:00 UTC: rank the model line anew if a batch has been decided upon since.",
+)
+def daily_leaderboard_schedule(
+    context: dg.ScheduleEvaluationContext, database: Database, trainer: Trainer
+) -> dg.RunRequest | dg.SkipReason:
+    from rl_assets.store.ledger import DECIDED, batches
+
+    with database.connect() as conn:
+        decided = batches(conn, model_line=trainer.line, states=DECIDED, limit=1)
+    if not decided:
+        return dg.SkipReason(f"no batch of {trainer.line} has been decided upon yet")
+    (batch,) = decided
+    last = context.instance.get_latest_materialization_event(dg.AssetKey("benchmark_leaderboard"))
+    if last is not None and last.timestamp >= batch.updated_at.timestamp():
+        at = moment(datetime.fromtimestamp(last.timestamp, UTC))
+        return dg.SkipReason(f"no batch has been decided upon since the leaderboard of {at}")
+    return dg.RunRequest(run_key=f"{batch.id}:{context.scheduled_execution_time:%Y-%m-%d}")
 
 
 @dg.schedule(
@@ -76,4 +102,4 @@ def market_outcomes_schedule(
     return [dg.RunRequest(run_key=f"{window}:{now:%Y-%m-%dT%H}", partition_key=window) for window in due]
 
 
-SCHEDULES = [daily_training_schedule, market_outcomes_schedule, live_tick_schedule]
+SCHEDULES = [daily_training_schedule, daily_leaderboard_schedule, market_outcomes_schedule, live_tick_schedule]
