@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from rl_assets.settings import Settings
 from rl_assets.store.episodes import read_episodes
 from rl_assets.store.lake import read_episodes_parquet
 from rl_assets.store.ledger import get_batch, record_judgements
+from rl_assets.training.manifest import Manifest
 from rl_assets.training.trigger import claim
 from rl_assets_tests.registry.made import GATE
 from rl_assets_tests.registry.test_assets import metadata, said
@@ -67,8 +69,9 @@ def test_with_a_key_everything_is_played_and_trained_at_wandb(
     assert len(played.trainable_ids) == 4
     assert {body["model"] for body in wandb.asked} == {model.checkpoint_path}
     harness.provide(conn, settings, "gate", GATE)
-    episodes = list(read_episodes(conn, played.trajectory_ids).values())
-    record_judgements(conn, judged(episodes, window=str(episodes[0].window_id)))
+    episodes = read_episodes(conn, played.trajectory_ids)
+    window = str(episodes[played.trajectory_ids[0]].window_id)
+    record_judgements(conn, judged(list(episodes.values()), window=window))
     batch = claim(conn, model_line=settings.model_line, minimum=4, forced_by="a test").batch
     assert batch is not None
     instance.add_dynamic_partitions(str(BATCHES.name), [batch.id])
@@ -77,7 +80,8 @@ def test_with_a_key_everything_is_played_and_trained_at_wandb(
     claimed = metadata(trained, "training_batches")
     by_snapshot = claimed["episodes_by_snapshot"]
     assert isinstance(by_snapshot, dg.TableMetadataValue)
-    assert [row.data["count"] for row in by_snapshot.records] == [2, 2]
+    claimed_of = Counter(str(episodes[i].snapshot_id) for i in Manifest.from_json(batch.manifest).trajectory_ids)
+    assert {row.data["snapshot"]: row.data["count"] for row in by_snapshot.records} == claimed_of
     assert Path(str(claimed["file"].value)) == tmp_path / "batches" / batch.id / "episodes.parquet"
     assert claimed["trained_models"].value == (
         f"http://127.0.0.1:3000/assets/trained_models?view=partitions&partition={batch.id}"
