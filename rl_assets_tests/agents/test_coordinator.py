@@ -171,7 +171,7 @@ def test_an_agent_without_points_rests_and_says_so(conn: psycopg.Connection, ser
     assert (reports["poor"].outcome, reports["rich"].outcome) == ("rests", "played")
     assert reports["poor"].reason == "it has 0 points and a tick costs 1: `rl-assets live points poor 100`"
     stop(conn, "rich")
-    assert "all 1 active agents rest" in str(why_nothing_to_do(live_agents(conn)))
+    assert "every active live agent rests" in str(why_nothing_to_do(live_agents(conn)))
     give_points(conn, "poor", 5, "topped up")
     assert tick(conn, url, tmp_path, 5)["poor"].outcome == "played"
     assert rows(conn, "SELECT points, balance FROM rl_assets.points ORDER BY id")[-2:] == [(5, 5), (-1, 4)]

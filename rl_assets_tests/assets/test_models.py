@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from rl_assets.assets.models import logprob_faults
+from rl_assets.assets.shown import table
 from rl_assets.episodes import Policy
 from rl_assets.training.result import TrainingResult
 from rl_assets_tests.store.made import SAMPLE
@@ -33,3 +34,8 @@ def test_the_trainer_must_agree_with_the_sampler_where_they_are_the_same_step(
 ):
     episodes = [replace(SAMPLE, policy=Policy("line", step)) for step in steps]
     assert bool(logprob_faults(episodes, trained(ratio))) is is_fault
+
+
+def test_a_column_of_counts_and_measures_is_one_of_floats():
+    shown = table([{"metric": "passes", "value": 2}, {"metric": "loss", "value": 0.5}])
+    assert [(column.name, column.type) for column in shown.schema.columns] == [("metric", "string"), ("value", "float")]
