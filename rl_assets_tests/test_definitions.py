@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import ast
+import re
 import subprocess
 import sys
 
@@ -14,6 +16,11 @@ HEAVY = (
     *("numpy", "psycopg", "pyarrow", "alembic", "httpx", "a2a"),
 )
 """Every process of Dagster loads the definitions, and most of them do nothing that takes these."""
+SHELL = ("assets/", "automation/", "resources.py", "definitions.py")
+"""What is Dagster's (CONTRIBUTING.md)."""
+LOOKING = ("verify/automation.py", "commands/harness.py")
+"""What looks at its instance, inside functions."""
+DAGSTER = re.compile(r"dagster(\w*)(\.|$)")
 
 
 def test_the_definitions_load_and_every_job_resolves():
@@ -61,17 +68,48 @@ def test_loading_the_definitions_imports_nothing_heavy():
     assert loaded.stdout.strip() == "[]"
 
 
-def test_domain_packages_know_no_dagster():
-    shell = {"assets", "automation"}
-    packages = [path.parent.name for path in (REPOSITORY / "rl_assets").glob("*/__init__.py")]
-    domain = sorted(set(packages) - shell - {"commands"})
-    found = [
-        str(path.relative_to(REPOSITORY))
-        for package in domain
-        for path in (REPOSITORY / "rl_assets" / package).rglob("*.py")
-        if "import dagster" in path.read_text(encoding="utf-8")
-    ]
-    assert found == ["rl_assets/verify/automation.py"]  # which looks at Dagster's instance
+@pytest.mark.parametrize(
+    "code, where",
+    [
+        ("import dagster as dg", {"module"}),
+        ("from dagster import asset", {"module"}),
+        ("from dagster._core.storage import root", {"module"}),
+        ("import json, dagster_postgres.utils", {"module"}),
+        ("try:\n    from dagster import asset\nexcept ImportError:\n    pass", {"module"}),
+        ("def f():\n    from dagster import asset", {"function"}),
+        ("class A:\n    async def f(self):\n        import dagster", {"function"}),
+        ("importlib.import_module('dagster.cli')", {"module"}),
+        ("from rl_assets import dagster\nimport daggers", set()),
+    ],
+)
+def test_an_import_of_dagster_is_seen_however_it_is_written(code: str, where: set[str]):
+    assert dagster_imports(ast.parse(code)) == where
+
+
+def test_only_the_shell_imports_dagster():
+    root = REPOSITORY / "rl_assets"
+    found = {
+        path.relative_to(root).as_posix(): dagster_imports(ast.parse(path.read_text(encoding="utf-8")))
+        for path in root.rglob("*.py")
+    }
+    beyond = {name: where for name, where in found.items() if where and not name.startswith(SHELL)}
+    assert beyond == {name: {"function"} for name in LOOKING}
+
+
+def dagster_imports(node: ast.AST, where: str = "module") -> set[str]:
+    """Whether Dagster or one of its libraries is imported when the module is loaded, in a function, both or neither."""
+    names: list[str] = []
+    match node:
+        case ast.Import():
+            names = [alias.name for alias in node.names]
+        case ast.ImportFrom(module=str(module), level=0):
+            names = [module]
+        case ast.Call(func=ast.Attribute(attr="import_module") | ast.Name(id="import_module" | "__import__")):
+            names = [str(given.value) for given in node.args if isinstance(given, ast.Constant)]
+        case ast.FunctionDef() | ast.AsyncFunctionDef():
+            where = "function"
+    found = {where} if any(DAGSTER.match(name) for name in names) else set()
+    return found.union(*(dagster_imports(child, where) for child in ast.iter_child_nodes(node)))
 
 
 def test_the_market_knows_no_agents():
