@@ -29,6 +29,17 @@ def test_a_failed_batch_is_listed_with_its_error(failed: str, capsys: pytest.Cap
     assert "the disk was full" in said
 
 
+def test_a_decided_batch_is_listed_with_the_gates_reason(
+    failed: str, conn: psycopg.Connection, capsys: pytest.CaptureFixture[str]
+):
+    for state in ("reserved", "training", "trained"):
+        advance_batch(conn, failed, state)
+    for state in ("evaluated", "rejected"):
+        advance_batch(conn, failed, state, result={"decision": "no trades"})
+    assert cli.run(["batches", "list"]) == 0
+    assert "no trades" in capsys.readouterr().out
+
+
 def test_a_failed_batch_can_be_tried_again(failed: str, conn: psycopg.Connection):
     assert cli.run(["batches", "retry", failed]) == 0
     batch = get_batch(conn, failed)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from rl_assets.commands.opened import opened
+
+if TYPE_CHECKING:
+    from rl_assets.store.ledger import Batch
 
 
 @click.group()
@@ -15,7 +20,7 @@ def batches() -> None:
 @batches.command(name="list")
 @click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True)
 def list_(limit: int) -> None:
-    """Batches of the model line, newest first."""
+    """Batches of the model line, newest first, each with what made it fail or why the gate decided as it did."""
     from rl_assets.commands.shown import show_table
     from rl_assets.store.ledger import batches as find
 
@@ -23,15 +28,20 @@ def list_(limit: int) -> None:
         rows = find(conn, model_line=settings.model_line, limit=limit)
     show_table(
         settings.model_line,
-        ("batch", "state", "attempt", "episodes", "on top of", "forced by", "error", "created"),
+        ("batch", "state", "attempt", "episodes", "on top of", "forced by", "why", "created"),
         [
             (
                 *(b.id, b.state, b.attempt, b.episodes, f"{b.base_step}{', a branch' if b.branch_of else ''}"),
-                *(b.forced_by, b.error, f"{b.created_at:%Y-%m-%d %H:%M}"),
+                *(b.forced_by, _why(b), f"{b.created_at:%Y-%m-%d %H:%M}"),
             )
             for b in rows
         ],
     )
+
+
+def _why(batch: Batch) -> str | None:
+    """What made it fail, or the gate's reason for its decision."""
+    return batch.error or (batch.result or {}).get("decision")
 
 
 @batches.command()
