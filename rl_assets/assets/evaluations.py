@@ -37,8 +37,9 @@ SEED = 20_260_101
         dg.AssetCheckSpec(
             "gate_opens",
             asset="benchmark_evaluations",
-            description="The lower confidence bound of the paired difference is above the minimum effect, and drawdown "
-            "and breaches are not worse. If not, the champion stays; that is a result, not a fault.",
+            description="The lower confidence bound of the paired difference is above the minimum effect, drawdown and "
+            "breaches are at most so much above the champion's, and it trades at least so often (all under "
+            "`conditions`). If not, the champion stays; that is a result, not a fault.",
         ),
         dg.AssetCheckSpec(
             "still_trades",

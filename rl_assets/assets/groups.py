@@ -29,8 +29,9 @@ SHOWN = 400
     group_name="experience",
     kinds={"python", "parquet"},
     owners=OWNERS,
-    description="Which episodes are compared: the same snapshot, prompt version and policy step, or the same live "
-    "window and scenario. A group that cannot be trained on is kept, with the reason.",
+    description="Which episodes are compared: by the same policy at the same step, on the same snapshot with the same "
+    "prompt version or, live, in the same window and scenario. A group that cannot be trained on is kept, with the "
+    "reason.",
     check_specs=[
         dg.AssetCheckSpec(
             "each_episode_once",
