@@ -35,13 +35,18 @@ NEWS = 2000
 """Rows that nobody has judged yet, in the newest hours."""
 BIG = ("trajectories", "offers", "offered_episodes", "groups")
 READS, CLAIMS = 50, 9
+CLAIMED = 1000
+"""Episodes of a claim; half of those that wait, where they are fewer than two claims."""
+LEAST = 100
+"""Rows of which enough wait for two claims."""
 
 FILL = """
 INSERT INTO trajectories ("id", "trajectoryId", "agentId", "startTime", "endTime", "durationMs", "windowId",
   "stepsJson", "rewardComponentsJson", "metricsJson", "metadataJson", "totalReward", "episodeLength", "finalStatus",
   "usedInTraining", "judgedAt", "createdAt", "updatedAt")
 SELECT n::text, lpad(n::text, 20, '0'), %(agent)s, at, at, 1000, to_char(at, 'YYYY-MM-DD"T"HH24:00'), '[]', '{}', '{}',
-  '{}', 0, 0, 'completed', n <= %(rows)s / 2, CASE WHEN n <= %(rows)s - %(news)s THEN at END, at, at
+  '{}', 0, 0, 'completed', n <= %(rows)s / %(members)s / 2 * %(members)s,
+  CASE WHEN n <= %(rows)s - %(news)s THEN at END, at, at
 FROM (SELECT n, %(now)s::timestamp - ((%(rows)s - n) / %(window)s) * interval '1 hour' AS at
       FROM generate_series(1, %(rows)s) AS n) AS moments;
 
@@ -104,9 +109,9 @@ def fill(conn: psycopg.Connection, rows: int) -> None:
     conn.execute("SET synchronous_commit = on")
 
 
-def claim(conn: psycopg.Connection) -> None:
-    batch = claim_batch(conn, model_line=LINE, base_step=0, minimum=1000, forced_by=None)
-    assert batch is not None and batch.episodes == 1000
+def claim(conn: psycopg.Connection, episodes: int) -> None:
+    batch = claim_batch(conn, model_line=LINE, base_step=0, minimum=episodes, forced_by=None)
+    assert batch is not None and batch.episodes == episodes
 
 
 def end(conn: psycopg.Connection) -> None:
@@ -161,14 +166,17 @@ def measured(conn: psycopg.Connection, rows: int, filling: Seconds) -> None:
         cpu = cpu_of(conn, lambda work=work: measure(work, READS, warm_up=0)) / READS
         print(f"  {name:26} {told}   CPU {cpu:6.2f} ms   scans: {scans(conn, work) or 'none'}")
     times, cpu = [], []
-    for _ in range(min(CLAIMS, ready.fresh // 1000 - 1)):
-        cpu.append(cpu_of(conn, lambda: times.extend(measure(lambda: claim(conn), 1, warm_up=0).runs)))
+    size = min(CLAIMED, ready.fresh // 2 // MEMBERS * MEMBERS)
+    for _ in range(min(CLAIMS, ready.fresh // size - 1)):
+        cpu.append(cpu_of(conn, lambda: times.extend(measure(lambda: claim(conn, size), 1, warm_up=0).runs)))
         end(conn)
-    told, read = milliseconds(Seconds(tuple(times))), scans(conn, lambda: claim(conn))
-    print(f"  {'claim of 1000':26} {told}   CPU {median(cpu):6.2f} ms   scans: {read or 'none'}", flush=True)
+    told, read = milliseconds(Seconds(tuple(times))), scans(conn, lambda: claim(conn, size))
+    print(f"  {f'claim of {size}':26} {told}   CPU {median(cpu):6.2f} ms   scans: {read or 'none'}", flush=True)
 
 
 def main(sizes: list[int]) -> None:
+    if any(rows < LEAST for rows in sizes):
+        sys.exit(f"benchmarks.sensors needs at least {LEAST} rows, so that some can be claimed")
     for rows in sizes or [10_000, 1_000_000, 10_000_000]:
         at(rows)
 
