@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from rl_assets_tests.processes import SMALL, left_running, query, run
+from rl_assets_tests.processes import left_running, query, run
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 def test_the_sensor_trains_on_what_was_played_and_on_nothing_twice(looped: Path):
-    code, said = run(looped, *SMALL)
+    code, said = run(looped, "demo", "--threshold", "24")
     assert code == 0, said
     assert "readiness before: " in said
     assert re.search(r"batch-[0-9a-f]{16} is (promoted|rejected)", said)
