@@ -18,7 +18,7 @@ DRAWINGS = {
     ("concepts.md", "snapshots ──"),
     ("operations.md", "data/postgres/"),
 }
-"""Page and beginning of indented blocks that hold no commands. Every other block without a language is a shell's."""
+"""Page and beginning of indented blocks that hold no commands. Every other one is a shell's, except a JSON object."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Block:
     @property
     def is_shell(self) -> bool:
         drawn = any(page == self.page and self.text.lstrip().startswith(begins) for page, begins in DRAWINGS)
-        return self.language not in LANGUAGES and not drawn
+        return self.language not in LANGUAGES and not drawn and not self.text.startswith("{")
 
     def commands(self) -> list[str]:
         """What a reader would type, without the comments behind it; nothing of what is no shell's."""

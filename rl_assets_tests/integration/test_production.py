@@ -105,7 +105,9 @@ def test_daemon_web_interface_and_code_server_start_as_documented(reader: dict[s
     daemon, webserver, code_server = services.commands()
     (workspace,) = of_page("production.md", "yaml")
     code_port, port = str(free_port()), str(free_port())
-    assert "4000" in code_server and "4000" in workspace.text
+    assert daemon == "dagster-daemon run -w workspace.yaml"
+    assert webserver == "dagster-webserver -w workspace.yaml -h 127.0.0.1"
+    assert code_server == "dagster code-server start -m rl_assets.definitions -p 4000"
     (reachable / "workspace.yaml").write_text(workspace.text.replace("4000", code_port))
     with (
         service(daemon, reader, REPOSITORY) as daemon_lives,
