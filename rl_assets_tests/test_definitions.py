@@ -80,6 +80,7 @@ def test_loading_the_definitions_imports_nothing_heavy():
         ("class A:\n    async def f(self):\n        import dagster", {"function"}),
         ("importlib.import_module('dagster.cli')", {"module"}),
         ("from rl_assets import dagster\nimport daggers", set()),
+        ("if TYPE_CHECKING:\n    import dagster", set()),
     ],
 )
 def test_an_import_of_dagster_is_seen_however_it_is_written(code: str, where: set[str]):
@@ -100,6 +101,8 @@ def dagster_imports(node: ast.AST, where: str = "module") -> set[str]:
     """Whether Dagster or one of its libraries is imported when the module is loaded, in a function, both or neither."""
     names: list[str] = []
     match node:
+        case ast.If(test=ast.Name(id="TYPE_CHECKING")):
+            return set()
         case ast.Import():
             names = [alias.name for alias in node.names]
         case ast.ImportFrom(module=str(module), level=0):

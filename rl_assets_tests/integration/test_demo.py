@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(180
 
 
 def test_the_sensor_trains_on_what_was_played_and_on_nothing_twice(looped: Path):
-    code, said = run(looped, "demo", "--threshold", "24")
+    code, said = run(looped, "demo", "--threshold", "48")
     assert code == 0, said
     assert "readiness before: " in said
     assert re.search(r"batch-[0-9a-f]{16} is (promoted|rejected)", said)
