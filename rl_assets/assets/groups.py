@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from rl_assets.assets.columns import GROUPS
-from rl_assets.assets.shown import OWNERS, counts, definition, picture, plainly, required, table
+from rl_assets.assets.shown import OWNERS, counts, definition, picture, plainly, read_hours, table
 from rl_assets.automation.partitions import HOURS
 from rl_assets.resources import Judge, Lake, Trainer
 
@@ -58,13 +58,9 @@ def grpo_groups(
 
     lost, unstable, spread = [], [], {}
     with plainly():
-        for window in context.partition_keys:
+        for window in read_hours(context, lake, "trajectories.parquet", "recorded_trajectories"):
             directory = lake.window(window)
-            path = required(
-                directory / "trajectories.parquet",
-                f"recorded_trajectories of {window} is not there; materialize it before grpo_groups",
-            )
-            alike, pnl = read_alike(path)
+            alike, pnl = read_alike(directory / "trajectories.parquet")
             how = {"window_id": window, "group_size": judge.members, "recompute": trainer.recompute_logprobs}
             groups = deal(alike, **how)
             backwards = [some._replace(trajectory_ids=some.trajectory_ids[::-1]) for some in reversed(alike)]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from rl_assets.assets.columns import RANKINGS
-from rl_assets.assets.shown import OWNERS, counts, definition, picture, required, table
+from rl_assets.assets.shown import OWNERS, counts, definition, picture, read_hours, table
 from rl_assets.automation.partitions import HOURS
 from rl_assets.automation.policies import JUDGE, JUDGED
 from rl_assets.resources import Database, Judge, Lake
@@ -75,34 +75,57 @@ def judged_rankings(
     from rl_assets.store.ledger import record_judgements
     from rl_assets.store.window_files import read_groups, read_versions, window_episodes, write_rankings
 
-    incomplete, unstable, swayed, sets, versions, told, by_policy = [], [], [], {}, {}, {}, {}
-    with database.connect() as conn:
-        for window in context.partition_keys:
-            directory = lake.window(window)
-            path = required(
-                directory / "groups.parquet",
-                f"grpo_groups of {window} is not there; materialize it before judged_rankings",
-            )
-            groups, ranker, rankings = read_groups(path), judge.build(conn), []
-            versions[window] = read_versions(directory / "versions.parquet")
-            judging = Judging(judge.chosen, directory / "trajectories.parquet", database.url, width())
-            with window_episodes(judging.trajectories) as episodes:
-                ordered = episodes.by_place(groups)
-                # So many groups at a time: an hour may hold more episodes than memory.
-                some = [ordered[start : start + GROUPS_AT_ONCE] for start in range(0, len(ordered), GROUPS_AT_ONCE)]
-                parts = [Part(each, episodes.rows(each)) for each in some]
+    incomplete, unstable, swayed, by_policy = [], [], [], {}
+    for window in read_hours(context, lake, "groups.parquet", "grpo_groups"):
+        directory, rankings, unrepeated = lake.window(window), [], []
+        groups, versions = read_groups(directory / "groups.parquet"), read_versions(directory / "versions.parquet")
+        with window_episodes(directory / "trajectories.parquet") as episodes:
+            ordered = episodes.by_place(groups)
+            # So many groups at a time: an hour may hold more episodes than memory.
+            some = [ordered[start : start + GROUPS_AT_ONCE] for start in range(0, len(ordered), GROUPS_AT_ONCE)]
+            parts = [Part(each, episodes.rows(each)) for each in some]
+        among = min(width(), max(len(parts), 1))
+        judging = Judging(judge.chosen, directory / "trajectories.parquet", database.url, among)
+        with database.connect() as conn:
+            ranker = judge.build(conn)
             for found in spread(judging, parts):
                 rankings += found.rankings
-                unstable += [{"window": window, "group": group_id} for group_id in found.unstable]
+                unrepeated += [{"window": window, "group": group_id} for group_id in found.unstable]
                 for policy, scores in found.by_policy.items():
                     by_policy.setdefault(policy, array("d")).extend(scores)
                 if isinstance(ranker, RulerJudge) and found.report is not None:
                     ranker.report.add(found.report)
-            first = JudgementSet.of(window, ranker, rankings, groups)
-            incomplete += _incomplete(first)
-            sets[window] = first
-            told[window], words_decided = _of_the_judge(ranker, window)
-            swayed += words_decided
+        judgement = JudgementSet.of(window, ranker, rankings, groups)
+        told, words_decided = _of_the_judge(ranker, window)
+        swayed += words_decided
+        faults = _incomplete(judgement)
+        incomplete += faults
+        unstable += unrepeated
+        if faults or unrepeated:
+            continue
+        # Each hour as soon as it is judged: a range may take longer than a run may.
+        write_rankings(directory / "rankings.parquet", judgement)
+        with database.connect() as conn:
+            earlier = _earlier(conn, judgement)
+            offered = record_judgements(conn, judgement, versions)
+        context.add_asset_metadata(
+            {
+                "dagster/row_count": sum(len(ranking.verdicts) for ranking in rankings),
+                "judgement_set": judgement.id,
+                "judge": f"{judgement.judge} {judgement.judge_version}",
+                "groups": len(rankings),
+                "groups_trainable": sum(ranking.trainable for ranking in rankings),
+                "not_trainable_by_reason": counts(
+                    "reason", Counter(str(r.reason) for r in rankings if not r.trainable)
+                ),
+                "episodes_newly_offered": offered,
+                "agreement_with_earlier_sets": table(earlier),
+                **({"agreement_between_sets": picture(sets_plot(earlier))} if earlier else {}),
+                "file": dg.MetadataValue.path(str(directory / "rankings.parquet")),
+                **told,
+            },
+            partition_key=window,
+        )
     yield dg.AssetCheckResult(
         check_name="scores_are_whole", passed=not incomplete, metadata={"faults": table(incomplete)}
     )
@@ -116,34 +139,11 @@ def judged_rankings(
         metadata={"groups": table(swayed)},
     )
     if incomplete or unstable:
+        hours = ", ".join(sorted({str(row["window"]) for row in (*incomplete, *unstable)}))
         raise dg.Failure(
-            "nothing was recorded: the judge is not whole or not repeatable; see the checks", allow_retries=False
+            f"nothing was recorded of {hours}: the judge is not whole or not repeatable there; see the checks",
+            allow_retries=False,
         )
-    with database.connect() as conn:
-        for window, judgement in sets.items():
-            file = lake.window(window) / "rankings.parquet"
-            write_rankings(file, judgement)
-            earlier = _earlier(conn, judgement)
-            offered = record_judgements(conn, judgement, versions[window])
-            rankings = judgement.rankings
-            context.add_asset_metadata(
-                {
-                    "dagster/row_count": sum(len(ranking.verdicts) for ranking in rankings),
-                    "judgement_set": judgement.id,
-                    "judge": f"{judgement.judge} {judgement.judge_version}",
-                    "groups": len(rankings),
-                    "groups_trainable": sum(ranking.trainable for ranking in rankings),
-                    "not_trainable_by_reason": counts(
-                        "reason", Counter(str(r.reason) for r in rankings if not r.trainable)
-                    ),
-                    "episodes_newly_offered": offered,
-                    "agreement_with_earlier_sets": table(earlier),
-                    **({"agreement_between_sets": picture(sets_plot(earlier))} if earlier else {}),
-                    "file": dg.MetadataValue.path(str(file)),
-                    **told[window],
-                },
-                partition_key=window,
-            )
     shown = {"scores_by_policy": picture(reward_histogram(by_policy, "Score (0 to 1)"))} if by_policy else {}
     yield dg.MaterializeResult(metadata={"windows_in_run": len(context.partition_keys), **shown})
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import dagster as dg
@@ -10,6 +10,9 @@ import dagster as dg
 from rl_assets.errors import DatabaseError, RlAssetsError
 from rl_assets.places import Place
 from rl_assets.redact import redact
+
+if TYPE_CHECKING:
+    from rl_assets.resources import Lake
 
 OWNERS = ["team:market-agents"]
 MOST_PICTURES = 16
@@ -82,6 +85,24 @@ def required(path: Place, sentence: str) -> Place:
     if not path.is_file():
         raise dg.Failure(sentence, metadata={"missing": dg.MetadataValue.path(str(path))}, allow_retries=False)
     return path
+
+
+def read_hours(context: dg.AssetExecutionContext, lake: "Lake", name: str, asset: str) -> list[str]:
+    """Of the hours that are asked for, those of which an asset has written its file.
+
+    The others are told as having no rows: a range to be judged again holds quiet hours, which nobody ever read. Fails
+    where none is left.
+    """
+    hours = [hour for hour in context.partition_keys if (lake.window(hour) / name).is_file()]
+    if not hours:
+        hour = context.partition_keys[0]
+        sentence = f"{asset} of {hour} is not there; materialize it before {context.asset_key.to_user_string()}"
+        required(lake.window(hour) / name, sentence)
+    for hour in context.partition_keys:
+        if hour not in hours:
+            note = f"skipped: no {asset} of this hour, in which nothing was recorded when it was looked at"
+            context.add_asset_metadata({"dagster/row_count": 0, "note": note}, partition_key=hour)
+    return hours
 
 
 @contextmanager

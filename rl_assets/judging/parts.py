@@ -33,8 +33,9 @@ class Chosen:
     def __reduce__(self) -> tuple:
         return _arrived, (self.kind, replace(self.ruler, api_key=None))
 
-    def build(self, conn: psycopg.Connection, among: int = 1) -> Judge:
-        """The judge, one of so many that judge at a time; `ruler` keeps its answers and its budget in the database.
+    def build(self, conn: psycopg.Connection, among: int = 1, *, ablates: bool = True) -> Judge:
+        """The judge, one of so many that judge at a time; `ruler` keeps its answers and its budget in the database, and
+        ablates.
 
         Raises ConfigurationError.
         """
@@ -43,7 +44,7 @@ class Chosen:
         if self.kind == "ruler":
             from rl_assets.judging.ruler import RulerJudge
 
-            return RulerJudge(self.ruler.shared(among), conn)
+            return RulerJudge(self.ruler.shared(among), conn, ablates=ablates)
         raise ConfigurationError(f"there is no judge {self.kind!r}; use `outcome` or `ruler`")
 
 
@@ -92,7 +93,7 @@ class Judging:
             rankings = judge.rank_all(groups, episodes)
             before = {ranking.group_id: ranking for ranking in rankings if ranking.verdicts}
             looked_at = [group for group in groups if group.group_id in before]
-            again = self.chosen.build(conn, self.among).rank_all(looked_at, episodes)
+            again = self.chosen.build(conn, self.among, ablates=False).rank_all(looked_at, episodes)
         unstable = [ranking.group_id for ranking in again if ranking != before[ranking.group_id]]
         by_policy: dict[str, array] = {}
         for verdict in (verdict for ranking in rankings for verdict in ranking.verdicts):

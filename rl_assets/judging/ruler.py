@@ -98,9 +98,10 @@ class RulerJudge:
     and `canary` follow from answers, and so change with the judge, the prompt or the number of passes.
     """
 
-    def __init__(self, settings: RulerSettings, conn: psycopg.Connection) -> None:
-        """conn: used while ranking, by this judge alone. Raises ConfigurationError for settings that cannot be used."""
-        self.settings, self.conn, self.report = settings, conn, RulerReport()
+    def __init__(self, settings: RulerSettings, conn: psycopg.Connection, *, ablates: bool = True) -> None:
+        """conn: used while ranking, by this judge alone. ablates: whether it asks once more without the agents' words
+        about a share of groups, which changes no score. Raises ConfigurationError for settings that cannot be used."""
+        self.settings, self.conn, self.report, self.ablates = settings, conn, RulerReport(), ablates
         check(settings)
 
     @property
@@ -184,7 +185,7 @@ class RulerJudge:
             await passes.make(client, asked[settings.passes :])
         if passes.canary is not None and _won(passes.canary, passes.scores.mean(axis=0)):
             raise JudgeFailure("canary", "an episode of bad play that praised itself was not among the worse half")
-        if sampled(group.group_id, "ablation", ABLATION_SHARE):
+        if self.ablates and sampled(group.group_id, "ablation", ABLATION_SHARE):
             bare = self._view(passes.shown, rationale=False)
             await passes.ablate(client, questions(seed, list(passes.shown), bare, 1, 1, self.rubric)[0])
 

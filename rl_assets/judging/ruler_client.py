@@ -156,10 +156,13 @@ class JudgeClient:
         if isinstance(got, Exhausted):
             where = f"window {window_id}" if got.limit.startswith("window") else "this UTC day"
             unit = got.limit.split("_")[1]
+            later = (
+                ", which counts what all judges took of it" if got.limit.startswith("window") else " or judge tomorrow"
+            )
             raise JudgeFailure(
                 "budget",
                 f"the judge's budget of {where} is used up: {got.spent:,.6g} of {got.allowed:,.6g} {unit} are spent or "
-                f"reserved and a request may take {got.asked:,.6g}; raise {_LIMITS[got.limit]} or judge later",
+                f"reserved and a request may take {got.asked:,.6g}; raise {_LIMITS[got.limit]}{later}",
             )
         return got
 

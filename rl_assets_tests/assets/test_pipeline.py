@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import dagster as dg
@@ -26,6 +27,7 @@ from rl_assets.settings import Settings
 from rl_assets.store.agents import provision_agents
 from rl_assets.store.episodes import new_trajectory_ids, write_episodes
 from rl_assets.store.snapshots import list_snapshots, register_snapshots
+from rl_assets.windows import start_of
 
 WINDOW_ASSETS = [recorded_trajectories, grpo_groups, judged_rankings]
 
@@ -210,3 +212,40 @@ def test_the_truth_never_lies_beside_what_agents_may_see(tmp_path: Path):
     save_snapshot(tmp_path, snapshot, truth)
     assert [path.name for path in (tmp_path / snapshot.id).iterdir()] == ["public.json"]
     assert '"latent"' not in (tmp_path / snapshot.id / "public.json").read_text()
+
+
+def test_a_range_that_is_judged_again_skips_hours_that_nobody_read(
+    conn: psycopg.Connection, postgres_url: str, instance: dg.DagsterInstance, tmp_path: Path
+):
+    window = played_hour(conn, tmp_path)
+    quiet = f"{start_of(window) - timedelta(hours=1):%Y-%m-%dT%H:00}"
+    assert materialized(WINDOW_ASSETS, window, instance, postgres_url, tmp_path).success
+    resources = {
+        "database": Database(url=postgres_url),
+        "lake": Lake(directory=str(tmp_path)),
+        "judge": Judge(kind="outcome", group_size=3),
+        "trainer": Trainer(),
+    }
+
+    def judged_again(first: str, last: str) -> dg.ExecuteInProcessResult:
+        return dg.materialize(
+            WINDOW_ASSETS,
+            selection=WINDOW_ASSETS[1:],
+            tags={RANGE_START: first, RANGE_END: last},
+            instance=instance,
+            resources=resources,
+            raise_on_error=False,
+        )
+
+    result = judged_again(quiet, window)
+    assert result.success, why(result)
+    told = {
+        str(event.partition): {name: value.value for name, value in event.metadata.items()}
+        for event in result.asset_materializations_for_node("judged_rankings")
+    }
+    assert (told[quiet]["dagster/row_count"], told[window]["dagster/row_count"]) == (0, 16)
+    assert told[quiet]["note"].startswith("skipped: no grpo_groups of this hour")
+    assert conn.execute("SELECT count(*) FROM rl_assets.judgement_sets").fetchone() == (2,)
+    failed = judged_again(quiet, quiet)
+    assert not failed.success
+    assert f"recorded_trajectories of {quiet} is not there; materialize it before grpo_groups" in why(failed)

@@ -10,13 +10,15 @@ import pytest
 
 from rl_assets.assets.rankings import judged_rankings
 from rl_assets.errors import ConfigurationError
+from rl_assets.judging.parts import Chosen, Judging, Part
 from rl_assets.resources import Database, Judge, Lake
 from rl_assets.store.database import connect
+from rl_assets.store.judge_calls import spent
 from rl_assets.store.lake import write_episodes_parquet
 from rl_assets.store.window_files import write_groups
 from rl_assets_tests.judging import judge_server as modes
 from rl_assets_tests.judging.judge_server import LoopbackJudge
-from rl_assets_tests.judging.ruler_made import episode, grouped
+from rl_assets_tests.judging.ruler_made import episode, grouped, settings
 from rl_assets_tests.store.made import WINDOW
 
 
@@ -92,6 +94,25 @@ def test_a_judge_that_praise_sways_is_an_alarm(
     assert checks(result)["praise_does_not_pay"] is False
     (why,) = metadata(result)["not_trainable_by_reason"].records
     assert why.data == {"reason": "judge_canary", "count": 1}
+
+
+def test_what_a_judge_takes_beside_its_scores_is_asked_once_and_told(
+    postgres_url: str, server: LoopbackJudge, tmp_path: Path
+):
+    members = [episode(f"e{n}", 20 * n + 10, said="because ") for n in range(5)]
+    write_episodes_parquet(tmp_path / "trajectories.parquet", members)
+    # Without the agents' words, nothing is answered that can be read.
+    server.mode = lambda asked: modes.by_quality(asked) if "because" in asked.prompt else modes.says("?")(asked)
+    chosen = Chosen("ruler", settings(server))
+    group = grouped(members, ablated=True)
+    part = Part([group], range(len(members)))
+    found = Judging(chosen, tmp_path / "trajectories.parquet", postgres_url)(part)
+    assert found.report is not None
+    assert found.report.usage.requests == len(server.calls)
+    assert len(found.report.seen) == 1
+    used = found.report.usage
+    with connect(postgres_url) as conn:
+        assert spent(conn, group.window_id).window_tokens == used.tokens_in + used.tokens_out
 
 
 def test_the_environment_chooses_the_judge_and_a_field_overrides_it(
