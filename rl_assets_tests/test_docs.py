@@ -85,7 +85,12 @@ def recipe(command: str) -> str:
     """What `make TARGET` runs; any other command is its own recipe."""
     if not command.startswith("make ") or command in ELSEWHERE:
         return command
-    said = subprocess.run([*MAKE, "-n", *shlex.split(command)[1:]], cwd=REPOSITORY, capture_output=True, text=True)
+    # Without what `make test ARGS=...` hands on, by which a `make` of its own would go.
+    env = {
+        name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "ARGS")
+    }
+    asked = [*MAKE, "-n", *shlex.split(command)[1:]]
+    said = subprocess.run(asked, cwd=REPOSITORY, env=env, capture_output=True, text=True)
     assert said.returncode == 0, (command, said.stderr)
     return said.stdout.strip().removeprefix(".venv/bin/")
 

@@ -14,6 +14,8 @@ from rl_assets.resources import Database, Lake, Trainer
 
 ONE_AT_A_TIME = "rl_assets/one_at_a_time"
 """Tag of runs of which the queue lets one run at a time per value (dagster.yaml)."""
+ONCE = "dagster/max_retries"
+"""Tag of what is not to be executed again by itself where its worker was lost: a rollback would go back one more."""
 MAX_RUNTIME = "dagster/max_runtime"
 """Tag: seconds after which run monitoring ends a run; without it, what dagster.yaml says."""
 
@@ -66,7 +68,7 @@ training_job = dg.define_asset_job(
     description="Train on one claimed batch, measure the candidate against the champion, deploy it if the gate opens.",
     # The ledger counts the attempts of a batch; a second retry mechanism would train it twice.
     # Longer than a training at W&B may take (SERVERLESS_TRAINING_SECONDS), for the gate is played after it.
-    tags={"dagster/max_retries": "0", MAX_RUNTIME: "28800"},
+    tags={ONCE: "0", MAX_RUNTIME: "28800"},
 )
 
 base_policy_job = dg.define_asset_job(
@@ -115,7 +117,7 @@ def claim_below_threshold(
     name="force_training",
     description="Train below the threshold: claim what is there now and leave the rest to the training sensor.",
     config={"ops": {"claim_below_threshold": {"config": {"forced_by": "a person at the launchpad"}}}},
-    tags={MAX_RUNTIME: "600"},
+    tags={MAX_RUNTIME: "600", ONCE: "0"},
     executor_def=dg.in_process_executor,
 )
 def force_training_job() -> None:
@@ -162,7 +164,7 @@ def train_batch_again(context: dg.OpExecutionContext, config: Retraining, databa
     "that was promoted or rejected, with the settings of now. Episodes and rewards stay the same, and what comes of "
     "it has to pass the gate.",
     config={"ops": {"train_batch_again": {"config": {"batch": ""}}}},
-    tags={MAX_RUNTIME: "600"},
+    tags={MAX_RUNTIME: "600", ONCE: "0"},
     executor_def=dg.in_process_executor,
 )
 def retrain_job() -> None:
@@ -175,16 +177,19 @@ class RollingBack(dg.Config):
     reason: str = Field(
         min_length=1, description="Why the champion is taken back; it is kept in the history of champions."
     )
+    step: int | None = Field(
+        default=None, description="The step that was seen to be live: only that is taken back. Empty: whichever is."
+    )
 
 
 @dg.op(description="Point the champion back at the model before it and archive the row that Babylon reads as live.")
 def roll_back_champion(
     context: dg.OpExecutionContext, config: RollingBack, database: Database, trainer: Trainer
 ) -> None:
-    from rl_assets.registry.models import rollback
+    from rl_assets.registry.by_hand import rollback_by_hand
 
     with database.connect() as conn:
-        change = rollback(conn, trainer.line, config.reason)
+        change = rollback_by_hand(conn, trainer.line, config.reason, config.step)
     context.log.info(f"the champion is {change}: {change.reason}")
     context.add_output_metadata(
         {"champion_step": change.model.step, "step_taken_back": change.before.step, "because": change.reason}
@@ -195,7 +200,7 @@ def roll_back_champion(
     name="rollback",
     description="Make the previous champion live again; its checkpoint has been kept. Say why in the launchpad.",
     config={"ops": {"roll_back_champion": {"config": {"reason": "a person at the launchpad gave no reason"}}}},
-    tags={MAX_RUNTIME: "600"},
+    tags={MAX_RUNTIME: "600", ONCE: "0"},
     executor_def=dg.in_process_executor,
 )
 def rollback_job() -> None:

@@ -79,12 +79,13 @@ def restore(step: int) -> None:
 
 @models.command()
 @click.option("--reason", required=True, help="Why; it is kept in the history of champions.")
-def rollback(reason: str) -> None:
+@click.option("--step", type=click.IntRange(0), default=None, help="The step to take back, if it is live still.")
+def rollback(reason: str, step: int | None) -> None:
     """Make the previous champion live again; or, while a candidate is on its way, take that back."""
-    from rl_assets.registry.models import rollback as roll_back
+    from rl_assets.registry.by_hand import rollback_by_hand
 
     with opened() as (conn, settings):
-        change = roll_back(conn, settings.model_line, reason)
+        change = rollback_by_hand(conn, settings.model_line, reason, step)
     click.echo(f"champion of {settings.model_line}: {change}")
 
 

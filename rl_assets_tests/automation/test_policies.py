@@ -96,6 +96,14 @@ def test_every_job_has_a_longest_time():
         assert 60 <= int(defs.resolve_job_def(job.name).tags[MAX_RUNTIME]) <= 28800, job.name
 
 
+def test_what_a_person_does_once_is_not_executed_again_by_the_queue():
+    once = {
+        name: defs.resolve_job_def(name).tags["dagster/max_retries"]
+        for name in ("rollback", "retrain", "force_training")
+    }
+    assert once == dict.fromkeys(once, "0")
+
+
 def test_a_job_of_many_partitions_leaves_the_configuration_to_whoever_starts_a_backfill():
     """Dagster ends a backfill as failed where the job has a configuration and the backfill brings another."""
     of_partitions = [(job.name, defs.resolve_job_def(job.name).partitioned_config) for job in JOBS]

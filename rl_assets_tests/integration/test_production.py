@@ -67,7 +67,7 @@ def service(line: str, env: dict[str, str], directory: Path) -> Iterator[Callabl
             yield lambda: process.poll() is None
             assert process.poll() is None, log.read_text(errors="replace")
             process.terminate()
-            process.wait(60)
+            process.wait(300)  # a code server waits a minute for calls that are under way
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)

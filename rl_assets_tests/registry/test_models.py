@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from psycopg.rows import dict_row
 
 from rl_assets.errors import LedgerConflict, MissingCheckpoint, RlAssetsError
+from rl_assets.registry.by_hand import rollback_by_hand
 from rl_assets.registry.checkpoints import checkpoint_digest
 from rl_assets.registry.models import (
     champion_step,
@@ -248,6 +249,22 @@ def test_rollback_goes_back_one_champion_at_a_time(conn: psycopg.Connection, tmp
         rollback(conn, LINE, "once more")
     reasons = conn.execute("SELECT step, reason FROM rl_assets.champion_history ORDER BY id").fetchall()
     assert reasons[3:] == [(1, "agents lose money"), (0, "still")]
+
+
+def test_what_is_asked_for_twice_takes_back_one_champion(conn: psycopg.Connection, tmp_path: Path):
+    a_base(conn, tmp_path)
+    for step in (1, 2, 3):
+        promoted(conn, tmp_path, step)
+    assert rollback_by_hand(conn, LINE, "loses").model.step == 2
+    with pytest.raises(
+        LedgerConflict, match="step 3 of babylon-agent was taken back less than 10 minutes ago; to take"
+    ):
+        rollback_by_hand(conn, LINE, "loses")
+    with pytest.raises(LedgerConflict, match="step 3 of babylon-agent is not the one to take back, which is step 2"):
+        rollback_by_hand(conn, LINE, "loses", 3)
+    assert champion_step(conn, LINE) == 2
+    assert rollback_by_hand(conn, LINE, "loses as well", 2).model.step == 1
+    assert states(conn) == {0: "retired", 1: "champion", 2: "rejected", 3: "rejected"}
 
 
 def test_a_line_goes_on_after_a_rollback(conn: psycopg.Connection, tmp_path: Path):
