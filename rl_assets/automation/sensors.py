@@ -5,7 +5,7 @@ cursor.
 """
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 
@@ -19,11 +19,13 @@ from rl_assets.automation.runs import (
     next_training,
 )
 from rl_assets.logs import PARTITION, RANGE_END, RANGE_START
-from rl_assets.resources import Database, Trainer
+from rl_assets.resources import Database, Judge, Trainer
 from rl_assets.wording import counted
 
 MOST_SNAPSHOTS = 256
 MOST_WINDOWS = 24
+JUDGED_EVERY_HOURS, JUDGED_FOR = 6, timedelta(days=2)
+"""How often an hour is requested again whose groups wait for an LLM, and for how long."""
 OFTEN = 4
 """Least seconds between ticks of the sensors on which the loop waits. The daemon looks every 5 s; with an interval of 5
 it would find every other tick a moment too early."""
@@ -93,28 +95,47 @@ def contiguous(order: Sequence[str], wanted: Sequence[str]) -> list[list[str]]:
     minimum_interval_seconds=OFTEN,
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="Hours whose rows have moved since they were last read, hours that have settled since, and hours whose "
-    "run has failed: these once the database answers, in three attempts at most.",
+    "run has failed: these once the database answers, in three attempts at most. Where an LLM judges, also hours with "
+    "groups that it could not judge, every six hours for two days.",
 )
-def trajectory_window_sensor(context: dg.SensorEvaluationContext, database: Database) -> dg.SensorResult:
+def trajectory_window_sensor(context: dg.SensorEvaluationContext, database: Database, judge: Judge) -> dg.SensorResult:
     from rl_assets.episodes import window_of
     from rl_assets.store.episodes import changed_windows
+    from rl_assets.store.judgements import unjudged_windows
     from rl_assets.windows import Watch, plan, why_quiet
 
     now = datetime.now(UTC)
     watch = Watch.from_json(context.cursor)
     with database.connect() as conn:
         states = changed_windows(conn, watch.horizon, 1000)
+        waiting = (
+            unjudged_windows(conn, window_of(now - JUDGED_FOR), MOST_WINDOWS) if judge.chosen.kind == "ruler" else []
+        )
     known = [state for state in states if state.window_id >= FIRST_WINDOW]
     early = {state.window_id for state in known if state.window_id > window_of(now)}
     busy = live_partitions(context.instance, window_job.name)
     taken, after = plan(watch, known, busy | early, now, MOST_WINDOWS)
-    taken = failed_windows(context.instance) | taken
+    again = judged_again(context.instance, [window for window in waiting if window not in busy], now)
+    taken = again | failed_windows(context.instance) | taken
     if not taken:
         return dg.SensorResult(skip_reason=why_quiet(after, len(busy)), cursor=after.to_json())
     requests = [
         dg.RunRequest(run_key=key, partition_key=window, tags={IF_FAILED: "again"}) for window, key in taken.items()
     ]
     return dg.SensorResult(run_requests=requests, cursor=after.to_json())
+
+
+def judged_again(instance: dg.DagsterInstance, waiting: Sequence[str], now: datetime) -> dict[str, str]:
+    """Those of the windows whose groups wait for a judge that have not been requested for that in these hours of the
+    day, with the key. An LLM that was away or had used its budget up may be back; what it answered is not asked again.
+    """
+    part = f"{now:%Y-%m-%d}/{now.hour // JUDGED_EVERY_HOURS}"
+    keys = {window: f"{window}:unjudged:{part}" for window in waiting}
+    return {
+        window: key
+        for window, key in keys.items()
+        if not instance.get_runs(dg.RunsFilter(tags={PARTITION: window, RUN_KEY: key}), limit=1)
+    }
 
 
 def failed_windows(instance: dg.DagsterInstance) -> dict[str, str]:

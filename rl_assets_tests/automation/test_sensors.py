@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 
 from rl_assets.automation.schedules import daily_training_schedule
 from rl_assets.automation.sensors import (
+    JUDGED_EVERY_HOURS,
     benchmark_snapshot_sensor,
     contiguous,
+    judged_again,
     training_sensor,
     trajectory_window_sensor,
 )
@@ -21,7 +23,7 @@ from rl_assets.definitions import build_defs
 from rl_assets.episodes import window_of
 from rl_assets.errors import ConfigurationError
 from rl_assets.market.generate import generate
-from rl_assets.resources import Database, Trainer
+from rl_assets.resources import Database, Judge, Trainer
 from rl_assets.store.ledger import advance_batch, batches
 from rl_assets.store.snapshots import register_snapshots
 from rl_assets_tests.store.waiting import LINE, a_champion, recorded, waiting
@@ -37,7 +39,7 @@ def tick(
     sensor: dg.SensorDefinition, instance: dg.DagsterInstance, url: str, cursor: str | None = None
 ) -> dg.SensorResult:
     """What a sensor answers at a tick on a database."""
-    given_to_it = {"database": Database(url=url), "trainer": Trainer()}
+    given_to_it = {"database": Database(url=url), "trainer": Trainer(), "judge": Judge()}
     needed = {name: value for name, value in given_to_it.items() if name in sensor.required_resource_keys}
     with dg.build_sensor_context(
         instance=instance, cursor=cursor, definitions=build_defs(), resources=needed
@@ -171,6 +173,27 @@ def test_an_hour_whose_run_failed_is_requested_again_and_then_left_to_a_person(
     assert "no episode is new since" in said(result)
     tags = [run.tags["rl_assets/if_failed"] for run in instance.get_runs()]
     assert sorted(tags) == ["a person is needed", "another run followed", "another run followed"]
+
+
+def test_an_hour_that_an_llm_could_not_judge_is_requested_again_once_in_six_hours(
+    conn: psycopg.Connection, postgres_url: str, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+):
+    now = datetime.now(UTC)
+    hour, long_ago = window_of(now - timedelta(hours=3)), window_of(now - timedelta(days=3))
+    for window in (hour, long_ago):
+        waiting(conn, 10, siblings=10, window=window)
+    cursor = tick(trajectory_window_sensor, instance, postgres_url).cursor
+    conn.execute("UPDATE rl_assets.groups SET judged_in = NULL")
+    assert not tick(trajectory_window_sensor, instance, postgres_url, cursor).run_requests  # nobody to ask again
+    monkeypatch.setenv("RULER_JUDGE_MODEL", "openai/judge")
+    again = tick(trajectory_window_sensor, instance, postgres_url, cursor)
+    (request,) = again.run_requests or []
+    assert request.partition_key == hour
+    run_of(instance, request).start()
+    assert not tick(trajectory_window_sensor, instance, postgres_url, cursor).run_requests
+    later = judged_again(instance, [hour], now + timedelta(hours=JUDGED_EVERY_HOURS))
+    assert later.keys() == {hour} and later[hour] != request.run_key
+    assert judged_again(instance, [hour], now) == {}
 
 
 @pytest.mark.parametrize("why_not", ["by hand", "retried by Dagster", "followed by another"])
