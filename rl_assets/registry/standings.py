@@ -23,6 +23,7 @@ from rl_assets.market.snapshot import Truth
 from rl_assets.places import Place
 from rl_assets.registry.evaluate import gate_worlds
 from rl_assets.registry.models import list_models, playable
+from rl_assets.registry.retention import pruned_steps
 from rl_assets.store.lake import GrowingFile, read_episodes_parquet
 
 if TYPE_CHECKING:
@@ -128,8 +129,13 @@ class _Checkpoint:
 def _whole(conn: psycopg.Connection, model_line: str) -> tuple[dict[str, Model], dict[str, str]]:
     """Versions that can be played here, the champion first, and why the others cannot."""
     models, left_out = {}, {}
+    given_up = pruned_steps(conn, model_line)
     for model in sorted(list_models(conn, model_line), key=lambda model: model.state != "champion"):
         name = str(Policy(model.model_line, model.step))
+        if model.step in given_up:
+            # Where machines share a store, looking at it would fetch it from there, and nothing would prune it again.
+            left_out[name] = "its checkpoint was pruned"
+            continue
         try:
             playable(model)
             remote_of(model.checkpoint_path, Policy(model.model_line, model.step))

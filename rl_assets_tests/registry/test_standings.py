@@ -171,3 +171,8 @@ def test_versions_at_wandb_are_ranked_and_compared_like_others(
 
         monkeypatch.delenv("WANDB_API_KEY")
         assert "WANDB_API_KEY is not set" in ranked().left_out[f"{LINE}@0"]
+        conn.execute(
+            "INSERT INTO rl_assets.pruned_checkpoints (model_line, step, path, bytes) VALUES (%s, 0, '', 0)", [LINE]
+        )
+        # It is not looked at: where machines share a store, that would fetch it.
+        assert ranked().left_out[f"{LINE}@0"] == "its checkpoint was pruned"
