@@ -69,7 +69,8 @@ def look(
     if (not in_flight or seen.state == "evaluated") and (held := _held(conn, model_line)) is not None:
         return Look(held)
     try:
-        return _resume(conn, seen, runs_of(seen.id)) if in_flight else _retry(conn, seen)
+        runs = runs_of(seen.id)
+        return _resume(conn, seen, runs) if in_flight else _retry(conn, seen, runs)
     except LedgerConflict:
         if get_batch(conn, seen.id) == seen and batches(conn, model_line=model_line, states=IN_FLIGHT) == in_flight:
             raise
@@ -134,11 +135,14 @@ def record_failure(conn: psycopg.Connection, batch_id: str, *, run_id: str, run_
 
     A batch that is not trained yet becomes `failed`, or `unknown` where a service that it was handed to may have
     trained it. One that is trained keeps its state, since its episodes are consumed: what follows the training is
-    repeated by the next look.
+    repeated by the next look. One that another run trains keeps its state, too.
     """
     batch = get_batch(conn, batch_id)
     if run_key is not None and not f"{run_key}:".startswith(f"{_key(batch)}:"):
         return f"run {run_id} belongs to an earlier attempt of {batch_id}, which is {batch.state}"
+    if batch.state == "training" and batch.run_id not in (None, run_id):
+        # A second run, launched by hand and cancelled in the queue, says nothing of the one that trains.
+        return f"{batch_id} stays training in run {batch.run_id}: run {run_id} ended with {error}"
     try:
         return _fail(conn, batch, run_id, error)
     except LedgerConflict:
@@ -159,7 +163,9 @@ def _fail(conn: psycopg.Connection, batch: Batch, run_id: str, error: str) -> st
     return f"{batch.id} is failed: {error}"
 
 
-def _retry(conn: psycopg.Connection, failed: Batch) -> Look:
+def _retry(conn: psycopg.Connection, failed: Batch, runs: Runs) -> Look:
+    if runs.live is not None:  # it would begin the next attempt itself, beside the run that is requested here
+        return Look(f"{failed.id} is failed and is in run {runs.live}; it is tried again once that has ended")
     batch = advance_batch(conn, failed.id, "reserved", seen=failed)
     logger.warning("batch %s is tried again, attempt %d of %d", batch.id, batch.attempt, ATTEMPTS)
     return _request(batch, f"{batch.id} is tried again: attempt {batch.attempt} of {ATTEMPTS}")

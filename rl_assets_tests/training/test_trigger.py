@@ -278,6 +278,40 @@ def test_a_failure_counts_for_the_attempt_that_it_belongs_to(line: psycopg.Conne
     assert get_batch(line, batch_id).state == "reserved"
 
 
+def test_a_second_run_that_is_cancelled_leaves_the_one_that_trains_alone(line: psycopg.Connection):
+    batch_id = claimed(line)
+    advance_batch(line, batch_id, "training", run_id="run-1")
+    before = get_batch(line, batch_id)
+    said = record_failure(line, batch_id, run_id="run-2", run_key=None, error="the run was cancelled")
+    assert said == f"{batch_id} stays training in run run-1: run run-2 ended with the run was cancelled"
+    assert get_batch(line, batch_id) == before
+    assert advance_batch(line, batch_id, "trained", run_id="run-1").state == "trained"
+
+
+def test_the_run_that_trains_fails_its_batch_though_it_has_no_key(line: psycopg.Connection):
+    batch_id = claimed(line)
+    advance_batch(line, batch_id, "training", run_id="run-1")
+    said = record_failure(line, batch_id, run_id="run-1", run_key=None, error="the run was cancelled")
+    assert said == f"{batch_id} is failed: the run was cancelled"
+
+
+def test_a_training_whose_run_is_not_known_is_failed_by_any_run_of_its_attempt(line: psycopg.Connection):
+    batch_id = claimed(line)
+    advance_batch(line, batch_id, "training")
+    assert "is failed" in record_failure(line, batch_id, run_id="run-2", run_key=None, error="out of memory")
+
+
+def test_a_failed_batch_is_not_tried_again_while_a_run_of_it_lives(line: psycopg.Connection):
+    batch_id = claimed(line)
+    record_failure(line, batch_id, run_id="run-2", run_key=None, error="the run was cancelled")
+    before = get_batch(line, batch_id)
+    found = looked(line, Runs("run-1", frozenset({"run-2"})))
+    assert (found.batch, found.run_key) == (None, None)
+    assert found.reason == f"{batch_id} is failed and is in run run-1; it is tried again once that has ended"
+    assert get_batch(line, batch_id) == before
+    assert looked(line, ended("run-1", "run-2")).run_key == f"{batch_id}:2"
+
+
 def test_a_failure_after_the_training_takes_nothing_back(line: psycopg.Connection):
     batch_id = claimed(line)
     for state in ("training", "trained"):
