@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import psycopg
 import pytest
 
 from rl_assets import cli
+from rl_assets.registry.models import register_candidate
 from rl_assets.store.ledger import advance_batch, claim_batch, get_batch, readiness
+from rl_assets_tests.registry.made import a_checkpoint, a_result
 from rl_assets_tests.store.waiting import LINE, a_champion, waiting
 
 
@@ -68,9 +73,32 @@ def test_a_batch_is_branched_from_once_it_is_decided_upon(
     assert readiness(conn, LINE, 0).fresh == 0
 
 
-@pytest.mark.parametrize("verb", ["retry", "branch", "free"])
-def test_a_batch_that_is_none_is_said(failed: str, capsys: pytest.CaptureFixture[str], verb: str):
-    assert cli.run(["batches", verb, "batch-none"]) == cli.FAILED
+def test_a_trained_batch_whose_checkpoint_is_lost_is_rejected_and_its_line_goes_on(
+    failed: str, conn: psycopg.Connection, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert cli.run(["batches", "reject", failed, "--reason", "the disk is gone"]) == cli.FAILED
+    assert "is failed, and only what is trained or evaluated is rejected" in capsys.readouterr().err
+    for state in ("reserved", "training"):
+        advance_batch(conn, failed, state)
+    checkpoint = a_checkpoint(tmp_path, 1)
+    register_candidate(conn, a_result(failed, checkpoint, 0, 1, LINE))
+    advance_batch(conn, failed, "trained")
+    shutil.rmtree(checkpoint)
+
+    assert cli.run(["batches", "reject", failed]) != 0
+    assert "--reason" in capsys.readouterr().err
+    assert cli.run(["batches", "reject", failed, "--reason", "the disk is gone"]) == 0
+    assert f"{failed} is rejected, and step 1 of {LINE} with it" in capsys.readouterr().out
+    assert cli.run(["batches", "list"]) == 0
+    assert "the disk is gone" in capsys.readouterr().out
+    ready = readiness(conn, LINE, 0)
+    assert (ready.in_flight_batch, ready.fresh, ready.claimed) == (None, 0, 20)
+    assert cli.run(["batches", "branch", failed]) == 0
+
+
+@pytest.mark.parametrize("verb", [["retry"], ["branch"], ["free"], ["reject", "--reason", "none"]])
+def test_a_batch_that_is_none_is_said(failed: str, capsys: pytest.CaptureFixture[str], verb: list[str]):
+    assert cli.run(["batches", *verb, "batch-none"]) == cli.FAILED
     assert "the ledger has no batch 'batch-none'" in capsys.readouterr().err
 
 

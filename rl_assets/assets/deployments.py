@@ -118,8 +118,10 @@ def carry_out(conn: "psycopg.Connection", batch: "Batch", run_id: str) -> str:
     from rl_assets.store.ledger import DECIDED, advance_batch
 
     found = latest_evaluation(conn, batch.id)
-    if batch.state in DECIDED and found is not None:
-        return f"{batch.id} is {batch.state} already: {found.decision.reason}"
+    # What a person has turned down holds why, whatever the gate had found, or if it never came to that.
+    why = batch.error or (found and found.decision.reason)
+    if batch.state in DECIDED and why:
+        return f"{batch.id} is {batch.state} already: {why}"
     if batch.state != "evaluated" or found is None:
         raise dg.Failure(
             f"{batch.id} is {batch.state}; materialize benchmark_evaluations of it before deployed_model",

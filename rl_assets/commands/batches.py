@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def batches() -> None:
-    """Training batches: list, retry, branch, free, settle."""
+    """Training batches: list, retry, branch, free, reject, settle."""
 
 
 @batches.command(name="list")
@@ -76,6 +76,18 @@ def free(batch_id: str) -> None:
         batch = advance_batch(conn, batch_id, "freed")
     kept = f"its episodes stay with {batch.branch_of}" if batch.branch_of else "its episodes wait again"
     click.echo(f"{batch.id} is freed; {kept}")
+
+
+@batches.command()
+@click.argument("batch_id")
+@click.option("--reason", required=True, help="Why; it is kept with the batch.")
+def reject(batch_id: str, reason: str) -> None:
+    """Turn down a trained batch whose candidate cannot be played, so that its line goes on; its episodes stay used."""
+    from rl_assets.registry.turned_down import turn_down
+
+    with opened() as (conn, _):
+        model = turn_down(conn, batch_id, reason)
+    click.echo(f"{batch_id} is rejected, and step {model.step} of {model.model_line} with it; its episodes stay used")
 
 
 @batches.command()

@@ -39,13 +39,14 @@ NEXT = {
     "training": ("trained", "failed", "unknown"),
     "unknown": ("trained", "failed"),
     "failed": ("reserved", "freed"),
-    "trained": ("evaluated",),
+    "trained": ("evaluated", "rejected"),
     "evaluated": DECIDED,
     "promoted": (),
     "rejected": (),
     "freed": (),
 }
-"""Where a batch may go from each state. What is trained is consumed: its episodes are never given back."""
+"""Where a batch may go from each state. What is trained is consumed: its episodes are never given back. A person may
+reject it before the gate has seen it, since what cannot be played would block its line for ever."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -184,7 +184,11 @@ def _resume(conn: psycopg.Connection, batch: Batch, runs: Runs) -> Look:
         return Look(_fail(conn, batch, batch.run_id or "", "its run ended without a result"))
     repeats = sum(key.startswith(f"{_key(batch)}:after-") for key in runs.ended)
     if repeats >= ATTEMPTS:
-        return Look(f"{batch.id} is {batch.state}, and what follows failed {repeats} times; read the error of its run")
+        return Look(
+            f"{batch.id} is {batch.state}, and what follows failed {repeats} times; read the error of its run, then "
+            "materialize what failed once it is mended, or, where it cannot be, turn the candidate down with "
+            f"`rl-assets batches reject {batch.id} --reason TEXT`"
+        )
     return Look(f"{batch.id} is {batch.state}; what follows is repeated", batch, f"{_key(batch)}:after-{repeats + 1}")
 
 

@@ -194,6 +194,7 @@ def test_what_follows_a_training_is_repeated_under_new_keys_and_then_left_to_a_p
     found = looked(line, ended(*keys))
     assert found.run_key is None
     assert "read the error of its run" in found.reason
+    assert f"rl-assets batches reject {batch_id} --reason" in found.reason
     assert get_batch(line, batch_id).state == "trained"
 
 
