@@ -83,7 +83,7 @@ def free(batch_id: str) -> None:
 @click.option("--reason", required=True, help="Why; it is kept with the batch.")
 def reject(batch_id: str, reason: str) -> None:
     """Turn down a trained batch whose candidate cannot be played, so that its line goes on; its episodes stay used."""
-    from rl_assets.registry.turned_down import turn_down
+    from rl_assets.registry.by_hand import turn_down
 
     with opened() as (conn, _):
         model = turn_down(conn, batch_id, reason)

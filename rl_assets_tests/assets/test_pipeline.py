@@ -244,7 +244,7 @@ def test_a_range_that_is_judged_again_skips_hours_that_nobody_read(
         for event in result.asset_materializations_for_node("judged_rankings")
     }
     assert (told[quiet]["dagster/row_count"], told[window]["dagster/row_count"]) == (0, 16)
-    assert told[quiet]["note"].startswith("skipped: no grpo_groups of this hour")
+    assert str(told[quiet]["note"]).startswith("skipped: no grpo_groups of this hour")
     assert conn.execute("SELECT count(*) FROM rl_assets.judgement_sets").fetchone() == (2,)
     failed = judged_again(quiet, quiet)
     assert not failed.success

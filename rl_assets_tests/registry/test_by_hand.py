@@ -10,11 +10,11 @@ import pytest
 
 from rl_assets.assets.deployments import carry_out
 from rl_assets.errors import LedgerConflict
+from rl_assets.registry.by_hand import turn_down
 from rl_assets.registry.models import Model, champion_step, get_latest_rl_model, promote, register_candidate
 from rl_assets.registry.rollout import insert
 from rl_assets.registry.rows import get_model, set_state
 from rl_assets.registry.terms import Terms
-from rl_assets.registry.turned_down import turn_down
 from rl_assets.store.ledger import get_batch
 from rl_assets_tests.registry.made import LINE, a_base, a_batch, a_checkpoint, a_result, evaluated
 
