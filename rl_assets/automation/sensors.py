@@ -31,7 +31,9 @@ OFTEN = 4
 it would find every other tick a moment too early."""
 RANGE_DIGEST = "rl_assets/range"
 IF_FAILED = "rl_assets/if_failed"
-"""Tag of the runs of hours that are requested here: `again` until one that failed has been dealt with."""
+"""Tag of the runs of hours that are requested here: `again` until one that has not read its hour is dealt with."""
+UNREAD = [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
+"""How a run ends that has not read its hour."""
 WILL_RETRY = "dagster/will_retry"
 """Tag of a failed run whose worker was lost, which Dagster's run monitoring runs again by itself."""
 
@@ -95,8 +97,8 @@ def contiguous(order: Sequence[str], wanted: Sequence[str]) -> list[list[str]]:
     minimum_interval_seconds=OFTEN,
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="Hours whose rows have moved since they were last read, hours that have settled since, and hours whose "
-    "run has failed: these once the database answers, in three attempts at most. Where an LLM judges, also hours with "
-    "groups that it could not judge, every six hours for two days.",
+    "run has failed or was cancelled: these once the database answers, in three attempts at most. Where an LLM judges, "
+    "also hours with groups that it could not judge, every six hours for two days.",
 )
 def trajectory_window_sensor(context: dg.SensorEvaluationContext, database: Database, judge: Judge) -> dg.SensorResult:
     from rl_assets.episodes import window_of
@@ -139,16 +141,15 @@ def judged_again(instance: dg.DagsterInstance, waiting: Sequence[str], now: date
 
 
 def failed_windows(instance: dg.DagsterInstance) -> dict[str, str]:
-    """Windows whose newest run was requested here and has failed, with the key of the next attempt.
+    """Windows whose newest run was requested here and has failed or was cancelled, with the key of the next attempt:
+    in neither case was the hour read, and the cursor has moved past it.
 
     A run is looked at until it is known what is to become of it, which its tag then says.
     """
     from rl_assets.windows import next_attempt
 
     due: dict[str, str] = {}
-    unsettled = dg.RunsFilter(
-        job_name=window_job.name, statuses=[dg.DagsterRunStatus.FAILURE], tags={IF_FAILED: "again"}
-    )
+    unsettled = dg.RunsFilter(job_name=window_job.name, statuses=UNREAD, tags={IF_FAILED: "again"})
     for run in instance.get_runs(unsettled, limit=MOST_WINDOWS):
         window = run.tags[PARTITION]
         key = next_attempt(run.tags[RUN_KEY]) if RUN_KEY in run.tags else None

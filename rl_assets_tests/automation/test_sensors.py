@@ -154,8 +154,9 @@ def test_on_a_new_installation_the_sensor_says_that_nothing_has_been_recorded(
     )
 
 
+@pytest.mark.parametrize("end", ["failed", "cancelled"])
 def test_an_hour_whose_run_failed_is_requested_again_and_then_left_to_a_person(
-    conn: psycopg.Connection, postgres_url: str, instance: dg.DagsterInstance
+    conn: psycopg.Connection, postgres_url: str, instance: dg.DagsterInstance, end: str
 ):
     hour = window_of(datetime.now(UTC) - timedelta(hours=3))
     waiting(conn, 10, siblings=10, window=hour)
@@ -166,7 +167,8 @@ def test_an_hour_whose_run_failed_is_requested_again_and_then_left_to_a_person(
         requests = result.run_requests or []
         keys += [request.run_key for request in requests]
         for request in requests:
-            run_of(instance, request).fail()
+            launched = run_of(instance, request)
+            launched.fail() if end == "failed" else launched.cancel()
         result = tick(trajectory_window_sensor, instance, postgres_url, result.cursor)
     first = str(keys[0])
     assert keys == [first, f"{first}:attempt-2", f"{first}:attempt-3"]
@@ -220,6 +222,9 @@ class Launched:
 
     def fail(self) -> None:
         self._instance.report_run_failed(self._run)
+
+    def cancel(self) -> None:
+        self._instance.report_run_canceled(self._run)
 
     def start(self) -> None:
         self._instance.report_dagster_event(
