@@ -8,7 +8,7 @@ import dagster as dg
 
 from rl_assets.automation.jobs import leaderboard_job, live_tick_job, outcomes_job, training_job
 from rl_assets.automation.partitions import BATCHES
-from rl_assets.automation.runs import next_training
+from rl_assets.automation.runs import live_partitions, next_training
 from rl_assets.resources import Database, Trainer
 from rl_assets.turns import MARKET_URL
 from rl_assets.wording import moment
@@ -86,8 +86,8 @@ def live_tick_schedule(context: dg.ScheduleEvaluationContext, database: Database
     cron_schedule="10 * * * *",
     execution_timezone="UTC",
     default_status=dg.DefaultScheduleStatus.RUNNING,
-    description="Ten minutes past each hour: what the markets of the hour before came to, and of earlier hours whose "
-    "markets have been resolved since.",
+    description="Ten minutes past each hour: what the markets of the hour before came to, and of hours of the last "
+    "days that were missed or whose markets have been resolved since.",
 )
 def market_outcomes_schedule(
     context: dg.ScheduleEvaluationContext, database: Database
@@ -98,7 +98,12 @@ def market_outcomes_schedule(
     with database.connect() as conn:
         due = due_windows(conn, now)
     if not due:
-        return dg.SkipReason("no price was seen in the hour before, and no market of the last days was resolved since")
+        return dg.SkipReason("no price was seen in the hour before, and nothing of the last days waits to be written")
+    # What was due an hour ago may still be queued: dozens would pile up behind a queue that stands still.
+    busy = live_partitions(context.instance, outcomes_job.name)
+    due = [window for window in due if window not in busy]
+    if not due:
+        return dg.SkipReason("what is due is being written now")
     return [dg.RunRequest(run_key=f"{window}:{now:%Y-%m-%dT%H}", partition_key=window) for window in due]
 
 

@@ -23,7 +23,7 @@ from rl_assets.windows import LENGTH, start_of
 LOCK = 0x726C_0005
 """Advisory lock that writers of `market_outcomes` hold until they commit."""
 LATE = timedelta(days=7)
-"""How long after its end a market may be resolved and still be noticed without a backfill."""
+"""How long after its end an hour that was missed, or a market that is resolved, is still noticed without a backfill."""
 MOST_WINDOWS = 24
 LONGEST_TICKER = 20
 """Characters of Babylon's column. An organization with a longer name has no outcome: a cut name could be another's."""
@@ -100,23 +100,22 @@ def astray(conn: psycopg.Connection, window_id: str) -> list[dict[str, str]]:
 
 
 def due_windows(conn: psycopg.Connection, now: datetime) -> list[str]:
-    """Windows, oldest first, with something to write: the hour before `now` if prices were seen in it, and hours whose
-    markets were resolved since. At most `MOST_WINDOWS`."""
+    """Windows, oldest first, with something to write: the hour before `now`, hours of the last days that have no
+    perpetual recorded yet, and hours whose markets were resolved since. At most `MOST_WINDOWS`.
+
+    An hour counts only if writing it would yield a row, by the very query that writes it; so none is due for ever.
+    """
     this_hour = naive(now).replace(minute=0, second=0, microsecond=0)
     rows = conn.execute(
-        """SELECT DISTINCT w FROM (
-             SELECT date_trunc('hour', m."endDate") AS w FROM "Market" AS m
-             WHERE m."resolved" AND m."resolution" IS NOT NULL
-               AND m."endDate" >= %(oldest)s AND m."endDate" < %(this)s
-               AND NOT EXISTS (
-                 SELECT FROM market_outcomes AS o
-                 WHERE o."predictionMarketId" = m."id" AND o."windowId" = to_char(m."endDate", 'YYYY-MM-DD"T"HH24":00"')
-                   AND o."outcome" = CASE WHEN m."resolution" THEN 'YES' ELSE 'NO' END)
-             UNION ALL
-             SELECT %(last)s WHERE EXISTS (
-               SELECT FROM "StockPrice" WHERE "timestamp" >= %(last)s AND "timestamp" < %(this)s)
-           ) AS due ORDER BY w LIMIT %(most)s""",
-        {"this": this_hour, "last": this_hour - LENGTH, "oldest": this_hour - LATE, "most": MOST_WINDOWS},
+        _DUE,
+        {
+            "start": this_hour - LATE,
+            "end": this_hour,
+            "last": this_hour - LENGTH,
+            "ticker": LONGEST_TICKER,
+            "price": MOST_PRICE,
+            "most": MOST_WINDOWS,
+        },
     ).fetchall()
     return [moment.strftime(WINDOW_FORMAT) for (moment,) in rows]
 
@@ -143,30 +142,55 @@ def _write(conn: psycopg.Connection, window_id: str, outcomes: Sequence[Outcome]
     conn.execute(_INSERT, {"window": window_id, "rows": rows})
 
 
-# Seen prices: of the feed, and those at which positions were opened. The first of the hour stands for its start only
-# where the feed has none from before.
-_PERPETUALS = """
-WITH seen AS (
-  SELECT "organizationId" AS org, "timestamp" AS at, "price" FROM "StockPrice"
-  WHERE "timestamp" >= %(start)s AND "timestamp" < %(end)s
+# Of the hours in `hours`, all within the bounds, each perpetual with its prices. Seen prices: of the feed, and those at
+# which positions were opened. The first of the hour stands for its start only where the feed has none from before.
+# Babylon has no index on "openedAt": the positions are read once, not once per hour.
+_ENDS = """seen AS (
+  SELECT hours.w, p."organizationId" AS org, p."timestamp" AS at, p."price" FROM hours JOIN "StockPrice" AS p
+    ON p."timestamp" >= hours.w AND p."timestamp" < hours.w + interval '1 hour'
   UNION ALL
-  SELECT "organizationId", "openedAt", "entryPrice" FROM "PerpPosition"
-  WHERE "openedAt" >= %(start)s AND "openedAt" < %(end)s
+  SELECT hours.w, p."organizationId", p."openedAt", p."entryPrice" FROM hours JOIN "PerpPosition" AS p
+    ON date_trunc('hour', p."openedAt") = hours.w AND p."openedAt" >= %(start)s AND p."openedAt" < %(end)s
+), bounds AS (
+  SELECT w, org, (array_agg("price" ORDER BY at))[1] AS first, (array_agg("price" ORDER BY at DESC))[1] AS last
+  FROM seen WHERE "price" > 0 AND "price" < 'Infinity' GROUP BY w, org
 ), ends AS (
-  SELECT org, (array_agg("price" ORDER BY at))[1] AS first, (array_agg("price" ORDER BY at DESC))[1] AS last
-  FROM seen WHERE "price" > 0 AND "price" < 'Infinity' GROUP BY org
-)
-SELECT o."name" AS ticker, coalesce(before."price", ends.first) AS start_price, ends.last AS end_price,
-       (SELECT sum(t."amount") FROM "AgentTrade" AS t WHERE t."ticker" = o."name"
+  SELECT b.w, o."name" AS ticker, coalesce(before."price", b.first) AS start_price, b.last AS end_price
+  FROM bounds AS b JOIN "Organization" AS o ON o."id" = b.org
+  LEFT JOIN LATERAL (
+    SELECT p."price" FROM "StockPrice" AS p
+    WHERE p."organizationId" = b.org AND p."timestamp" < b.w AND p."price" > 0 AND p."price" < 'Infinity'
+    ORDER BY p."timestamp" DESC LIMIT 1
+  ) AS before ON true
+  WHERE length(o."name") <= %(ticker)s AND greatest(b.last, coalesce(before."price", b.first)) <= %(price)s
+)"""
+
+_PERPETUALS = f"""
+WITH hours AS (SELECT %(start)s::timestamp AS w), {_ENDS}
+SELECT ticker, start_price, end_price,
+       (SELECT sum(t."amount") FROM "AgentTrade" AS t WHERE t."ticker" = ends.ticker
           AND t."executedAt" >= %(start)s AND t."executedAt" < %(end)s) AS volume
-FROM ends JOIN "Organization" AS o ON o."id" = ends.org
-LEFT JOIN LATERAL (
-  SELECT p."price" FROM "StockPrice" AS p
-  WHERE p."organizationId" = ends.org AND p."timestamp" < %(start)s AND p."price" > 0 AND p."price" < 'Infinity'
-  ORDER BY p."timestamp" DESC LIMIT 1
-) AS before ON true
-WHERE length(o."name") <= %(ticker)s AND greatest(ends.last, coalesce(before."price", ends.first)) <= %(price)s
-ORDER BY o."name"
+FROM ends ORDER BY ticker
+"""
+
+# The last hour is written though it has rows: another writer's, or ours of before it closed, may not be its last word.
+_DUE = f"""
+WITH hours AS (
+  SELECT w FROM generate_series(%(start)s::timestamp, %(last)s::timestamp, interval '1 hour') AS w
+  WHERE w = %(last)s OR NOT EXISTS (
+    SELECT FROM market_outcomes AS o
+    WHERE o."windowId" = to_char(w, 'YYYY-MM-DD"T"HH24":00"') AND o."stockTicker" IS NOT NULL)
+), {_ENDS}
+SELECT DISTINCT w FROM (
+  SELECT date_trunc('hour', m."endDate") AS w FROM "Market" AS m
+  WHERE m."resolved" AND m."resolution" IS NOT NULL AND m."endDate" >= %(start)s AND m."endDate" < %(end)s
+    AND NOT EXISTS (
+      SELECT FROM market_outcomes AS o
+      WHERE o."predictionMarketId" = m."id" AND o."windowId" = to_char(m."endDate", 'YYYY-MM-DD"T"HH24":00"')
+        AND o."outcome" = CASE WHEN m."resolution" THEN 'YES' ELSE 'NO' END)
+  UNION ALL
+  SELECT w FROM ends
+) AS due ORDER BY w LIMIT %(most)s
 """
 
 _PREDICTIONS = """

@@ -11,9 +11,10 @@ from psycopg.types.json import Jsonb
 
 from rl_assets.assets.outcomes import market_outcomes
 from rl_assets.automation.schedules import market_outcomes_schedule
+from rl_assets.definitions import build_defs
 from rl_assets.resources import Database
 from rl_assets.store.database import connect
-from rl_assets.store.outcomes import Outcome, astray, due_windows, recorded_outcomes, track_outcomes
+from rl_assets.store.outcomes import MOST_WINDOWS, Outcome, astray, due_windows, recorded_outcomes, track_outcomes
 
 HOUR = "2026-11-23T08:00"
 START = datetime(2026, 11, 23, 8)
@@ -32,6 +33,16 @@ def company(conn: psycopg.Connection, name: str, *prices: tuple[int, float]) -> 
                VALUES (gen_random_uuid()::text, %s, %s, 0, 0, %s)""",
             [name, price, START + timedelta(minutes=minutes)],
         )
+
+
+def position(conn: psycopg.Connection, organization: str, minutes: int, price: float) -> None:
+    conn.execute(
+        """INSERT INTO "PerpPosition" ("id", "userId", "ticker", "organizationId", "side", "entryPrice",
+             "currentPrice", "size", "leverage", "liquidationPrice", "unrealizedPnL", "unrealizedPnLPercent",
+             "openedAt", "lastUpdated")
+           VALUES (gen_random_uuid()::text, 'u', 'T', %s, 'long', %s, 1, 1, 1, 1, 0, 0, %s, now())""",
+        [organization, price, START + timedelta(minutes=minutes)],
+    )
 
 
 def market(
@@ -174,21 +185,83 @@ def test_windows_are_due_for_prices_of_the_last_hour_and_for_markets_resolved_si
     assert due_windows(conn, now) == [HOUR]
 
 
+def test_hours_of_the_last_days_that_were_missed_are_due_until_they_are_written(conn: psycopg.Connection):
+    now = (START + timedelta(hours=1, minutes=10)).replace(tzinfo=UTC)
+    company(conn, "Tesla", (-60 * 24 * 8, 90.0), (-300, 95.0), (-299, 96.0), (1, 100.0), (61, 110.0))
+    position(conn, "Tesla", -90, 97.0)
+    missed = ["2026-11-23T03:00", "2026-11-23T06:00"]
+    assert due_windows(conn, now) == [*missed, HOUR]
+    for window in missed:
+        assert track_outcomes(conn, window)
+        assert window not in due_windows(conn, now)
+    assert due_windows(conn, now + timedelta(hours=2)) == [HOUR, "2026-11-23T09:00"]
+
+
+def test_an_hour_of_which_nothing_can_be_written_is_never_due(conn: psycopg.Connection):
+    now = (START + timedelta(hours=1, minutes=10)).replace(tzinfo=UTC)
+    company(conn, "A name of more than twenty characters", (-300, 1.0), (1, 2.0))
+    company(conn, "Dear", (-299, 1e9))
+    company(conn, "Fallen", (-241, 1e9), (-239, 1.0))
+    company(conn, "NotANumber", (-180, float("nan")), (-120, 0.0))
+    position(conn, "Nobody", -60, 1.0)
+    assert due_windows(conn, now) == []
+    hours = [f"2026-11-23T{hour:02}:00" for hour in range(2, 9)]
+    assert [track_outcomes(conn, window) for window in hours] == [[]] * len(hours)
+
+
+def test_no_more_hours_are_due_at_once_than_a_tick_may_request(conn: psycopg.Connection):
+    now = (START + timedelta(hours=1, minutes=10)).replace(tzinfo=UTC)
+    company(conn, "Tesla", *((-60 * hour, 100.0) for hour in range(40)))
+    first = due_windows(conn, now)
+    assert (len(first), first[0]) == (MOST_WINDOWS, "2026-11-21T17:00")
+    for window in first:
+        track_outcomes(conn, window)
+    then = due_windows(conn, now)
+    assert (len(then), then[-1]) == (40 - MOST_WINDOWS, HOUR)
+
+
+def test_what_is_due_is_found_by_indexes_and_positions_are_read_once(conn: psycopg.Connection):
+    """Postgres reads a table whole, told to avoid it, only where no index answers: Babylon has none on `openedAt`."""
+    company(conn, "Tesla", (1, 100.0))
+    plans: list[str] = []
+    conn.add_notice_handler(lambda notice: plans.append(notice.message_primary or ""))
+    for statement in (
+        "LOAD 'auto_explain'",
+        "SET auto_explain.log_min_duration = 0",
+        "SET auto_explain.log_analyze = on",
+        "SET client_min_messages = log",
+        "SET enable_seqscan = off",
+    ):
+        conn.execute(statement)
+    assert due_windows(conn, (START + timedelta(hours=1)).replace(tzinfo=UTC)) == [HOUR]
+    (plan,) = [plan for plan in plans if "generate_series" in plan]
+    scans = [line for line in plan.splitlines() if "Seq Scan" in line]
+    assert [("PerpPosition" in line, "loops=1)" in line) for line in scans] == [(True, True)]
+
+
 def test_the_schedule_asks_for_the_hours_that_are_due_and_the_asset_writes_them(
     conn: psycopg.Connection, postgres_url: str
 ):
     resources = {"database": Database(url=postgres_url)}
     now = (START + timedelta(hours=1, minutes=10)).replace(tzinfo=UTC)
 
-    def look() -> Any:
-        with dg.build_schedule_context(scheduled_execution_time=now, resources=resources) as context:
-            return market_outcomes_schedule(context)
+    with dg.instance_for_test() as instance:
 
-    assert isinstance(look(), dg.SkipReason)
-    company(conn, "Tesla", (-30, 100.0), (59, 103.0))
-    market(conn, "m", 30, True)
-    (request,) = look()
-    assert request.partition_key == HOUR
+        def look() -> Any:
+            with dg.build_schedule_context(instance, now, resources=resources) as context:
+                return market_outcomes_schedule(context)
+
+        assert isinstance(look(), dg.SkipReason)
+        company(conn, "Tesla", (-60 * 24 * 8, 100.0), (59, 103.0))
+        market(conn, "m", 30, True)
+        (request,) = look()
+        assert request.partition_key == HOUR
+        launched = instance.create_run_for_job(
+            build_defs().resolve_job_def("outcomes"), tags={"dagster/partition": HOUR}
+        )
+        assert "being written now" in str(look().skip_message)
+        instance.report_run_failed(launched)
+        assert [again.partition_key for again in look()] == [HOUR]
     result = dg.materialize([market_outcomes], partition_key=HOUR, resources=resources)
     (event,) = result.asset_materializations_for_node("market_outcomes")
     assert event.metadata["markets"].value == 2
