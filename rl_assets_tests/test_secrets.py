@@ -20,7 +20,7 @@ from rl_assets.automation.schedules import (
 from rl_assets.automation.sensors import benchmark_snapshot_sensor, training_sensor, trajectory_window_sensor
 from rl_assets.definitions import defs
 from rl_assets.errors import DatabaseError
-from rl_assets.resources import Database, Trainer
+from rl_assets.resources import Database, Judge, Trainer
 from rl_assets.settings import Settings
 from rl_assets.store.database import connect
 
@@ -131,7 +131,7 @@ def test_a_tick_that_fails_tells_no_password(monkeypatch: pytest.MonkeyPatch, en
     given = {"database": Database(), "trainer": Trainer()}
     ticks = [
         lambda: benchmark_snapshot_sensor(dg.build_sensor_context(), database=given["database"]),
-        lambda: trajectory_window_sensor(dg.build_sensor_context(), database=given["database"]),
+        lambda: trajectory_window_sensor(dg.build_sensor_context(), database=given["database"], judge=Judge()),
         lambda: training_sensor(dg.build_sensor_context(), **given),
         lambda: rollout_sensor(dg.build_sensor_context(), **given),
         lambda: live_tick_schedule(dg.build_schedule_context(), database=given["database"]),
