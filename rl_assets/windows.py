@@ -19,7 +19,6 @@ GRACE = timedelta(minutes=5)
 
 ATTEMPTS = 3
 """Times that what a window holds is read and judged before a person is needed."""
-
 OVERLAP = timedelta(hours=1)
 """How far back changes are asked for again: longer than a transaction that writes episodes takes, and as far as the
 clock of a recorder may be behind. Rows that are judged are not among them any more."""

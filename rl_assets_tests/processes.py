@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,6 +45,21 @@ def settled(data: Path, policy: Path) -> Path:
 
     shutil.copytree(policy, base_path(data, Settings(data).model_line))
     return data
+
+
+def free_port() -> int:
+    """A port of loopback that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return free.getsockname()[1]
+
+
+def answers(address: str) -> bool:
+    """Whether Dagster's web interface answers there."""
+    try:
+        with urllib.request.urlopen(f"{address}/server_info", timeout=5) as response:
+            return response.status == 200
+    except (urllib.error.URLError, OSError):
+        return False
 
 
 def start(data: Path, *arguments: str) -> subprocess.Popen[str]:

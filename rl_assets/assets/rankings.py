@@ -87,14 +87,14 @@ def judged_rankings(
         among = min(width(), max(len(parts), 1))
         judging = Judging(judge.chosen, directory / "trajectories.parquet", database.url, among)
         with database.connect() as conn:
-            ranker = judge.build(conn)
-            for found in spread(judging, parts):
-                rankings += found.rankings
-                unrepeated += [{"window": window, "group": group_id} for group_id in found.unstable]
-                for policy, scores in found.by_policy.items():
-                    by_policy.setdefault(policy, array("d")).extend(scores)
-                if isinstance(ranker, RulerJudge) and found.report is not None:
-                    ranker.report.add(found.report)
+            ranker = judge.build(conn)  # which ranks nothing itself: the parts have connections of their own
+        for found in spread(judging, parts):
+            rankings += found.rankings
+            unrepeated += [{"window": window, "group": group_id} for group_id in found.unstable]
+            for policy, scores in found.by_policy.items():
+                by_policy.setdefault(policy, array("d")).extend(scores)
+            if isinstance(ranker, RulerJudge) and found.report is not None:
+                ranker.report.add(found.report)
         judgement = JudgementSet.of(window, ranker, rankings, groups)
         told, words_decided = _of_the_judge(ranker, window)
         swayed += words_decided

@@ -123,6 +123,14 @@ def _endpoint_of(name: str) -> tuple[str, str]:
     return model, base_url
 
 
+def key_in(variable: str) -> str:
+    """The key that a variable holds which --key-env names. Raises ConfigurationError where it is not set."""
+    key = os.environ.get(variable)
+    if not key:
+        raise ConfigurationError(f"--key-env names {variable}, which is not set; set it to the key")
+    return key
+
+
 def keys_of(key_env: Sequence[str], names: Sequence[str]) -> dict[str, str]:
     """The variable that holds the key of each host. A key goes to one host alone, whoever else takes part.
 
@@ -132,8 +140,7 @@ def keys_of(key_env: Sequence[str], names: Sequence[str]) -> dict[str, str]:
     keys: dict[str, str] = {}
     for entry in key_env:
         host, _, variable = entry.rpartition("=")
-        if not os.environ.get(variable):
-            raise ConfigurationError(f"--key-env names {variable}, which is not set; set it to the key")
+        key_in(variable)
         if host not in hosts and not (host == "" and len(hosts) == 1):
             raise ConfigurationError(
                 f"--key-env {entry} does not say which API gets the key; write HOST=VARIABLE, with HOST one of "

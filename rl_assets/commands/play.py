@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from rl_assets.commands.entrants import ENDPOINT, KEY, RULES
+from rl_assets.commands.entrants import ENDPOINT, KEY, RULES, key_in
 from rl_assets.errors import ConfigurationError, RlAssetsError
 
 if TYPE_CHECKING:
@@ -54,9 +54,7 @@ def play(
         if not base_url or not model:
             raise ConfigurationError("--agent endpoint asks an API: say which with --base-url and --model")
         read_url(base_url)
-        if key_env and not os.environ.get(key_env):
-            raise ConfigurationError(f"--key-env names {key_env}, which is not set; set it to the key")
-        key = os.environ.get(key_env or KEY) or "none"
+        key = key_in(key_env) if key_env else os.environ.get(KEY) or "none"
         decider = ModelDecider(base_url, model, key, temperature)
     else:
         if base_url or model or key_env:

@@ -19,6 +19,7 @@ from rl_assets.market.generate import generate
 from rl_assets.market.snapshot import save_snapshot
 from rl_assets.store.episodes import read_episodes
 from rl_assets_tests.a2a.sdk import WORLD
+from rl_assets_tests.processes import free_port
 
 NAME = WORLD[0].id
 ENDPOINT = ["http://127.0.0.1:1", "--agent", "endpoint", "--base-url", "http://127.0.0.1:1/v1", "--model", "m"]
@@ -36,8 +37,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_served_snapshot_is_played_and_recorded(
     data: Path, postgres_url: str, conn: psycopg.Connection, capsys: pytest.CaptureFixture[str]
 ):
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     env = os.environ | {"DATABASE_URL": postgres_url, "DAGSTER_PG_URL": postgres_url}
     server = subprocess.Popen(
         [sys.executable, "-m", "rl_assets", "serve", NAME, "--port", str(port)],

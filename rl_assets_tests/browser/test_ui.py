@@ -7,10 +7,7 @@ import os
 import re
 import shutil
 import signal
-import socket
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,7 +18,7 @@ from rl_assets.registry.models import promote
 from rl_assets.services import databases
 from rl_assets.settings import Settings
 from rl_assets.store.database import connect
-from rl_assets_tests.processes import left_running, query, record_late, run, start
+from rl_assets_tests.processes import answers, free_port, left_running, query, record_late, run, start
 from rl_assets_tests.registry.made import LINE, a_candidate, evaluated
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -41,8 +38,7 @@ PATIENCE = 60_000
 @contextlib.contextmanager
 def served(data: Path) -> Iterator[str]:
     """The web interface on a data directory, as `make ui` starts it: its address."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     command = start(data, "ui", "--port", str(port))
     url = f"http://127.0.0.1:{port}"
     try:
@@ -74,14 +70,6 @@ def page(address: str) -> Iterator[Page]:
         page.set_default_timeout(PATIENCE)
         yield page
         browser.close()
-
-
-def answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{url}/server_info", timeout=5) as response:
-            return response.status == 200
-    except (urllib.error.URLError, OSError):
-        return False
 
 
 def keep(page: Page, name: str) -> None:

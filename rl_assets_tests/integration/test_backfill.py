@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
-import socket
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +15,7 @@ from typing import Any
 import pytest
 
 from rl_assets.episodes import window_of
-from rl_assets_tests.processes import left_running, query, record_late, start
+from rl_assets_tests.processes import answers, free_port, left_running, query, record_late, start
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -108,23 +106,18 @@ def until(done: Callable[[], bool], seconds: float = 600.0) -> None:
 
 @pytest.fixture(scope="module")
 def ui(looped: Path) -> Iterator[Ui]:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("TZ", "Europe/Berlin")  # whose clocks no hour of ours goes by
         command = start(looped, "ui", "--port", str(port))
     url = f"http://127.0.0.1:{port}"
 
-    def answers() -> bool:
+    def is_up() -> bool:
         assert command.poll() is None, command.communicate()[0]
-        try:
-            with urllib.request.urlopen(f"{url}/server_info", timeout=5) as response:
-                return response.status == 200
-        except (urllib.error.URLError, OSError):
-            return False
+        return answers(url)
 
     try:
-        until(answers)
+        until(is_up)
         yield Ui(url, looped)
         # A batch is decided upon before its run has ended, and Ctrl-C ends runs as failed.
         at_work = "SELECT 1 FROM runs WHERE status IN ('STARTING', 'STARTED')"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ import pytest
 
 from rl_assets.settings import REPOSITORY
 from rl_assets_tests.documented import of_page, typed
+from rl_assets_tests.processes import answers, free_port
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -80,11 +80,6 @@ def until(done: Callable[[], bool], lives: Callable[[], bool]) -> None:
         time.sleep(0.2)
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return free.getsockname()[1]
-
-
 def test_the_first_commands_run_and_the_index_can_be_added(reader: dict[str, str]):
     assert shell("rl-assets db migrate", reader) == "migrated\n"
     (index,) = of_page("production.md", "sql")
@@ -117,17 +112,10 @@ def test_daemon_web_interface_and_code_server_start_as_documented(reader: dict[s
         until(lambda: subprocess.run(health, env=reader, capture_output=True).returncode == 0, code_server_lives)
         with service(webserver, reader | {"DAGSTER_WEBSERVER_PORT": port}, reachable) as webserver_lives:
             address = f"http://127.0.0.1:{port}"
-            until(lambda: answers(f"{address}/server_info"), webserver_lives)
+            until(lambda: answers(address), webserver_lives)
             found = httpx.post(f"{address}/graphql", json={"query": LOCATIONS}, timeout=60).json()
         assert found["data"]["workspaceOrError"]["locationEntries"] == [
             {"name": "rl_assets", "locationOrLoadError": {"__typename": "RepositoryLocation"}}
         ]
         with psycopg.connect(reader["DAGSTER_PG_URL"], autocommit=True) as conn:
             until(lambda: conn.execute("SELECT 1 FROM job_ticks LIMIT 1").fetchone() is not None, daemon_lives)
-
-
-def answers(url: str) -> bool:
-    try:
-        return httpx.get(url, timeout=5).status_code == 200
-    except httpx.TransportError:
-        return False
