@@ -97,6 +97,13 @@ def configure(page: Page, text: str) -> None:
     page.keyboard.insert_text(text)
 
 
+def request(page: Page, button: str) -> None:
+    """Press a button that asks the server for runs, and wait for its answer: a page that is left takes that back."""
+    with page.expect_response(lambda response: "Launch" in (response.request.post_data or "")) as answer:
+        page.get_by_role("button", name=button).click()
+    assert answer.value.ok, answer.value.text()
+
+
 def launch(page: Page) -> None:
     """Press the launchpad's button, which leads to the run, and wait until that has succeeded."""
     page.get_by_role("button", name="Launch Run").click()
@@ -164,7 +171,7 @@ def test_a_person_materializes_a_snapshot(page: Page, address: str, looped: Path
     page.goto(at)
     page.get_by_text("content_hash").first.wait_for()
     page.get_by_role("button", name="Materialize").click()
-    page.get_by_role("button", name="Launch 1 run").click()
+    request(page, "Launch 1 run")
     newest = """SELECT r.status FROM runs AS r JOIN run_tags AS t ON t.run_id = r.run_id
                 WHERE t.key = 'dagster/partition' AND t.value = '{}'"""
     until(page, lambda: ("SUCCESS",) in query(looped, newest.format(snapshot), dagster=True), "the snapshot", looped)
@@ -192,7 +199,7 @@ def test_a_person_has_hours_judged_again_in_groups_of_another_size(page: Page, a
     page.get_by_role("button", name="Add config").click()
     configure(page, "resources: {judge: {config: {group_size: 3}}}")
     page.get_by_role("button", name="Save config").click()
-    page.get_by_role("button", name="Launch backfill").click()
+    request(page, "Launch backfill")
     # One episode alone makes the same group whatever the size, and is not judged again.
     until(page, lambda: sets()[hour] > before[hour], "another judgement", looped)
     page.goto(f"{address}/assets/judged_rankings?view=partitions&partition={hours[-1]}")
