@@ -99,7 +99,7 @@ def configure(page: Page, text: str) -> None:
 
 def request(page: Page, button: str) -> None:
     """Press a button that asks the server for runs, and wait for its answer: a page that is left takes that back."""
-    with page.expect_response(lambda response: "Launch" in (response.request.post_data or "")) as answer:
+    with page.expect_response(lambda response: "mutation Launch" in (response.request.post_data or "")) as answer:
         page.get_by_role("button", name=button).click()
     assert answer.value.ok, answer.value.text()
 
