@@ -18,12 +18,14 @@ import psycopg
 
 from benchmarks.server import cpu_of, migrated_server
 from benchmarks.timing import Seconds, measure
+from rl_assets.automation.sensors import MOST_WINDOWS
 from rl_assets.registry.models import register_base
 from rl_assets.store.agents import provision_agents
 from rl_assets.store.database import connect
 from rl_assets.store.episodes import changed_windows
 from rl_assets.store.ledger import claim_batch, readiness
 from rl_assets.training.trigger import Runs, look
+from rl_assets.windows import Watch, plan
 
 LINE = "bench"
 MEMBERS = 8
@@ -45,7 +47,7 @@ INSERT INTO trajectories ("id", "trajectoryId", "agentId", "startTime", "endTime
   "stepsJson", "rewardComponentsJson", "metricsJson", "metadataJson", "totalReward", "episodeLength", "finalStatus",
   "usedInTraining", "judgedAt", "createdAt", "updatedAt")
 SELECT n::text, lpad(n::text, 20, '0'), %(agent)s, at, at, 1000, to_char(at, 'YYYY-MM-DD"T"HH24:00'), '[]', '{}', '{}',
-  '{}', 0, 0, 'completed', n <= %(rows)s / %(members)s / 2 * %(members)s,
+  '{}', 0, 0, 'completed', n <= %(used)s,
   CASE WHEN n <= %(rows)s - %(news)s THEN at END, at, at
 FROM (SELECT n, %(now)s::timestamp - ((%(rows)s - n) / %(window)s) * interval '1 hour' AS at
       FROM generate_series(1, %(rows)s) AS n) AS moments;
@@ -77,13 +79,14 @@ SELECT id, unnest(trajectory_ids) FROM rl_assets.offers
 """Half of the episodes are trained on, half wait, one group in fifty has no verdict, and the newest rows are news."""
 
 
-def fill(conn: psycopg.Connection, rows: int) -> None:
+def fill(conn: psycopg.Connection, rows: int, news: int = NEWS) -> None:
     agent = provision_agents(conn, ["bench"])["bench"]
     register_base(conn, LINE, Path("/nowhere/0000"), "0" * 64, metrics={})
     values = {
         "agent": agent,
         "rows": rows,
-        "news": NEWS,
+        "used": 0 if news == rows else rows // MEMBERS // 2 * MEMBERS,
+        "news": news,
         "now": datetime.now(UTC).replace(tzinfo=None),
         "window": PER_WINDOW,
         "members": MEMBERS,
@@ -151,12 +154,25 @@ def at(rows: int) -> None:
         measured(conn, rows, filling)
 
 
+def backlog(rows: int) -> None:
+    """A look at a database that nobody has read yet, as the sensor takes it at its first tick."""
+    with migrated_server() as url, connect(url) as conn:
+        fill(conn, rows, news=rows)
+
+        def first_look() -> None:
+            taken, _ = plan(Watch(), changed_windows(conn, None), set(), datetime.now(UTC), MOST_WINDOWS)
+            assert taken
+
+        told = milliseconds(measure(first_look, READS, warm_up=5))
+        print(f"{rows:,} trajectories that nobody has read\n  {'first look at windows':26} {told}", flush=True)
+
+
 def measured(conn: psycopg.Connection, rows: int, filling: Seconds) -> None:
     since = datetime.now(UTC) - timedelta(hours=1)
     nobody = Runs(None, frozenset())
     reads: dict[str, Callable[[], object]] = {
         "readiness": lambda: readiness(conn, LINE, 0),
-        "changed_windows": lambda: changed_windows(conn, since, 1000),
+        "changed_windows": lambda: list(changed_windows(conn, since)),
         "look below the threshold": lambda: look(conn, model_line=LINE, minimum=rows, runs_of=lambda _: nobody),
     }
     ready = readiness(conn, LINE, 0)
@@ -179,6 +195,7 @@ def main(sizes: list[int]) -> None:
         sys.exit(f"benchmarks.sensors needs at least {LEAST} rows, so that some can be claimed")
     for rows in sizes or [10_000, 1_000_000, 10_000_000]:
         at(rows)
+    backlog(min(max(sizes, default=1_000_000), 1_000_000))
 
 
 if __name__ == "__main__":

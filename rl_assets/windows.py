@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from typing import Protocol
 
 from rl_assets.episodes import WINDOW_FORMAT
 from rl_assets.errors import MalformedInput
@@ -81,68 +80,97 @@ def why_quiet(watch: Watch, busy: int) -> str:
     return said
 
 
-class State(Protocol):
-    """What the database says of a window: how many rows it has and when one last changed."""
+@dataclass(frozen=True, slots=True)
+class WindowState:
+    """How many rows a window has, and when one last changed other than by being judged or trained on."""
 
-    @property
-    def window_id(self) -> str: ...
+    window_id: str
+    rows: int
+    newest_updated_at: datetime
 
-    @property
-    def rows(self) -> int: ...
 
-    @property
-    def newest_updated_at(self) -> datetime: ...
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """Part of what changed, in order of time: the windows, and up to when it goes, where more follows."""
+
+    states: Sequence[WindowState]
+    reached: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Watch:
     """What a watcher of windows remembers between two looks.
 
-    `since` is the newest change that is wholly dealt with; `seen` maps each window changed about then to its
-    fingerprint when it was last taken; `unsettled` are windows taken before they were settled, to be taken once more.
+    `since` is the newest change that is wholly dealt with; `horizon` is from when on to ask for changes, since a
+    transaction that commits late carries an earlier time than others; `seen` maps each window changed from then on to
+    its fingerprint when it was last taken; `unsettled` are windows taken before they were settled, to be taken once
+    more.
     """
 
     since: datetime | None = None
     seen: Mapping[str, str] = field(default_factory=dict)
     unsettled: tuple[str, ...] = ()
-
-    @property
-    def horizon(self) -> datetime | None:
-        """From when on to ask for changes: a transaction that commits late carries an earlier time than others."""
-        return None if self.since is None else self.since - OVERLAP
+    horizon: datetime | None = None
 
     def to_json(self) -> str:
-        since = None if self.since is None else self.since.isoformat()
-        return json.dumps({"since": since, "seen": dict(self.seen), "unsettled": list(self.unsettled)})
+        moments = {"since": self.since, "horizon": self.horizon}
+        told = {name: None if moment is None else moment.isoformat() for name, moment in moments.items()}
+        return json.dumps(told | {"seen": dict(self.seen), "unsettled": list(self.unsettled)})
 
     @classmethod
     def from_json(cls, text: str | None) -> Watch:
         if not text:
             return cls()
         value = json.loads(text)
-        since = None if value["since"] is None else datetime.fromisoformat(value["since"])
-        return cls(since, value["seen"], tuple(value["unsettled"]))
+        since, horizon = (value.get(name) for name in ("since", "horizon"))
+        return cls(
+            None if since is None else datetime.fromisoformat(since),
+            value["seen"],
+            tuple(value["unsettled"]),
+            None if horizon is None else datetime.fromisoformat(horizon),
+        )
 
 
 def plan(
-    watch: Watch, states: Sequence[State], busy: Set[str], now: datetime, most: int
+    watch: Watch, parts: Iterable[Changes], busy: Set[str], now: datetime, most: int
 ) -> tuple[dict[str, str], Watch]:
     """Which windows to take now, oldest first, each with a key that is new for a new content; and what to remember.
 
-    A window is taken when its rows moved since it was last taken, or when it has settled since. One that is `busy`
-    (somebody works on it, or its hour has not come) is left for a later look, as is what exceeds `most`.
+    parts: what has changed since the watch's horizon, of which no more is asked for once something is to be taken. A
+    window is taken when its rows moved since it was last taken, or when it has settled since. One that is `busy`, or
+    whose hour has not come, is left for a later look, as is what exceeds `most`.
     """
+    states: dict[str, WindowState] = {}
+    taken, after = dict[str, str](), watch
+    for part in parts:
+        states |= {state.window_id: state for state in part.states}
+        taken, after = _plan(watch, list(states.values()), part.reached, busy, now, most)
+        if taken:
+            break
+    return taken, after
+
+
+def _plan(
+    watch: Watch, states: Sequence[WindowState], reached: datetime | None, busy: Set[str], now: datetime, most: int
+) -> tuple[dict[str, str], Watch]:
     prints = {state.window_id: f"{state.rows}:{state.newest_updated_at.isoformat()}" for state in states}
     due = {window: f"{window}:{mark}" for window, mark in prints.items() if watch.seen.get(window) != mark}
     for window in watch.unsettled:
         if settles_at(window) <= now:
             due.setdefault(window, f"{window}:settled")
-    taken = {window: due[window] for window in sorted(due.keys() - busy)[:most]}
+    free = sorted(window for window in due.keys() - busy if start_of(window) <= now)
+    taken = {window: due[window] for window in free[:most]}
     seen = {w: mark for w, mark in prints.items() if w in taken or watch.seen.get(w) == mark}
+    if reached is not None:  # the windows of what follows are as they were
+        seen |= {w: mark for w, mark in watch.seen.items() if w not in prints}
     waiting = {w for w in watch.unsettled if w not in taken} | {w for w in taken if settles_at(w) > now}
     left = [state.newest_updated_at for state in states if state.window_id not in seen]
     changes = [state.newest_updated_at for state in states]
     since = min(left) if left else max(changes, default=watch.since)
-    if since is not None:
-        since = min(since, now)  # a recorder whose clock is ahead must not hide what others write until then
-    return taken, Watch(since, seen, tuple(sorted(waiting)))
+    if since is None:
+        since = reached
+    if since is None:
+        return taken, Watch(None, seen, tuple(sorted(waiting)))
+    # A recorder whose clock is ahead must not hide what others write until then.
+    since = min(since, now, now if reached is None else reached)
+    return taken, Watch(since, seen, tuple(sorted(waiting)), min(since, now - OVERLAP))

@@ -24,10 +24,10 @@ from rl_assets.episodes import WINDOW_FORMAT, window_of
 from rl_assets.registry.models import champion_step
 from rl_assets.settings import REPOSITORY, Settings
 from rl_assets.store.database import connect
-from rl_assets.store.episodes import changed_windows, read_window
+from rl_assets.store.episodes import read_window
 from rl_assets.store.ledger import readiness
 from rl_assets.windows import LENGTH, settles_at, start_of
-from rl_assets_tests.store.waiting import a_champion, recorded, waiting
+from rl_assets_tests.store.waiting import a_champion, news, recorded, waiting
 
 CONTRACT = {
     "windows: the id has 16 characters, parses, and is a whole hour": "test_contract.py::"
@@ -138,7 +138,7 @@ def test_windows_with_news_are_found_whatever_hour(conn: psycopg.Connection):
     windows = [f"2026-11-{day:02d}T08:00" for day in (1, 20, 23)]
     for window in windows:
         recorded(conn, 2, window=window)
-    found = changed_windows(conn, None, 1000)
+    found = news(conn)
     assert [state.window_id for state in sorted(found, key=lambda one: one.window_id)] == windows
     assert all(len(state.window_id) == 16 and state.rows == 2 for state in found)
     assert all(settles_at(state.window_id) - start_of(state.window_id) == timedelta(minutes=65) for state in found)

@@ -109,14 +109,12 @@ def trajectory_window_sensor(context: dg.SensorEvaluationContext, database: Data
     now = datetime.now(UTC)
     watch = Watch.from_json(context.cursor)
     with database.connect() as conn:
-        states = changed_windows(conn, watch.horizon, 1000)
+        busy = live_partitions(context.instance, window_job.name)
+        changes = changed_windows(conn, watch.horizon, FIRST_WINDOW)
+        taken, after = plan(watch, changes, busy, now, MOST_WINDOWS)
         waiting = (
             unjudged_windows(conn, window_of(now - JUDGED_FOR), MOST_WINDOWS) if judge.chosen.kind == "ruler" else []
         )
-    known = [state for state in states if state.window_id >= FIRST_WINDOW]
-    early = {state.window_id for state in known if state.window_id > window_of(now)}
-    busy = live_partitions(context.instance, window_job.name)
-    taken, after = plan(watch, known, busy | early, now, MOST_WINDOWS)
     again = judged_again(context.instance, [window for window in waiting if window not in busy], now)
     taken = again | failed_windows(context.instance) | taken
     if not taken:

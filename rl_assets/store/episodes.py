@@ -18,18 +18,22 @@ from rl_assets.episodes import WINDOW_FORMAT, Episode
 from rl_assets.errors import DatabaseError, MalformedInput
 from rl_assets.store.parse import Decoded, Malformed, decode, to_episode
 from rl_assets.store.record import CALL_COLUMNS, TRAJECTORY_COLUMNS, call_rows, naive, trajectory_row
+from rl_assets.windows import Changes, WindowState
 
 LIMIT_BYTES = 16 * 2**20
 """Rows with more JSON than this are rejected unread: thousands of times what an episode takes."""
 CHUNK = 200
 """Rows in memory as text at a time."""
 RAW_CHARACTERS = 2000
+NEWS_ROWS = 10_000
+"""Changed rows that are looked at together: some milliseconds by their index."""
 RECENT = timedelta(hours=48)
 """How far back windows are looked at on a database without an index on changes."""
 
 _WINDOW = SQL("""CASE WHEN "windowId" IS NULL OR "windowId" >= 'A' THEN to_char("endTime", 'YYYY-MM-DD"T"HH24:00')
                       ELSE "windowId" END""")
 """A row's hour. Some recorders name no window, or a benchmark; the others would have named the hour of its end."""
+_NEWS = SQL('"updatedAt" IS DISTINCT FROM "judgedAt" AND NOT "usedInTraining"')
 _COLUMNS = SQL("""
     "trajectoryId", "agentId", "scenarioId", "finalPnL", "isTrainingData", "isEvaluation", {window} AS "window",
     "updatedAt"::text AS "version",
@@ -68,15 +72,6 @@ class WindowPart:
     episodes: list[Episode]
     rejects: list[Reject]
     versions: dict[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class WindowState:
-    """How many rows a window has, and when one last changed other than by being judged or trained on."""
-
-    window_id: str
-    rows: int
-    newest_updated_at: datetime
 
 
 def new_trajectory_ids(n: int) -> list[str]:
@@ -163,30 +158,56 @@ def read_episodes(conn: psycopg.Connection, trajectory_ids: Sequence[str]) -> di
     return episodes
 
 
-def changed_windows(conn: psycopg.Connection, since: datetime | None, limit: int) -> list[WindowState]:
-    """Windows with a row changed at `since` or later, those with the oldest changes first, at most `limit`.
+def changed_windows(
+    conn: psycopg.Connection, since: datetime | None, first: str = "", rows: int = NEWS_ROWS
+) -> Iterator[Changes]:
+    """Windows from the first on with a row changed at `since` or later, by so many rows at a time, those that changed
+    first before others.
 
-    A change that consists in a judgement mirrored to the row, or in its use in training, is no news. An index on news
-    answers this; a database that Babylon made lacks it, and then only windows of the last 48 hours before `since` are
-    looked at (`sql/babylon.sql` has the index, for an operator to add).
+    At least one part comes. A window whose rows are in several parts is in each of them. A change that consists in a
+    judgement mirrored to the row, or in its use in training, is no news. An index on news answers this; a database
+    that Babylon made lacks it, and then only windows of the last 48 hours before `since` are looked at
+    (`sql/babylon.sql` has the index, for an operator to add).
     """
-    conditions = [SQL('"updatedAt" IS DISTINCT FROM "judgedAt" AND NOT "usedInTraining" AND isfinite("updatedAt")')]
-    parameters: dict[str, Any] = {"limit": limit}
+    oldest = since.astimezone(UTC) - RECENT if since is not None and not has_news_index(conn) else None
+    while True:
+        part = _changed_windows(conn, since, oldest, first, rows)
+        yield part
+        if part.reached is None:
+            return
+        since = part.reached + timedelta(milliseconds=1)  # as fine as Babylon's columns are
+
+
+def _changed_windows(
+    conn: psycopg.Connection, since: datetime | None, oldest: datetime | None, first: str, rows: int
+) -> Changes:
+    conditions, parameters = [SQL('isfinite("updatedAt")')], dict[str, Any](first=first, rows=rows)
     if since is not None:
         conditions.append(SQL('"updatedAt" >= %(since)s'))
         parameters["since"] = naive(since)
-        if not has_news_index(conn):
-            oldest = since.astimezone(UTC) - RECENT
-            conditions.append(SQL('("windowId" >= %(oldest)s OR "windowId" IS NULL AND "endTime" >= %(ended)s)'))
-            parameters |= {"oldest": oldest.strftime(WINDOW_FORMAT), "ended": naive(oldest)}
+    if oldest is not None:
+        conditions.append(SQL('("windowId" >= %(oldest)s OR "windowId" IS NULL AND "endTime" >= %(ended)s)'))
+        parameters |= {"oldest": oldest.strftime(WINDOW_FORMAT), "ended": naive(oldest)}
+    # What a part says of a window's newest change is true of all of its news, or else each part would tell another.
     query = SQL("""
-        WITH news AS (
-          SELECT {window} AS "window", max("updatedAt") AS newest FROM trajectories WHERE {conditions} GROUP BY 1)
-        SELECT "window", newest, (SELECT count(*) FROM trajectories WHERE "windowId" = "window") FROM news
-        WHERE "window" ~ '^[0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}}T[0-9]{{2}}:00$' ORDER BY newest, "window" LIMIT %(limit)s
-    """).format(window=_WINDOW, conditions=SQL(" AND ").join(conditions))
-    rows = conn.execute(query, parameters).fetchall()
-    return [WindowState(window, count, newest.replace(tzinfo=UTC)) for window, newest, count in rows]
+        WITH part AS (
+          SELECT {window} AS "window", "updatedAt" FROM trajectories WHERE {news} AND {conditions}
+          ORDER BY "updatedAt" FETCH FIRST %(rows)s ROWS WITH TIES),
+        ended AS (SELECT CASE WHEN count(*) >= %(rows)s THEN max("updatedAt") END AS "reached" FROM part),
+        news AS (SELECT "window", max("updatedAt") AS "newest" FROM part GROUP BY 1)
+        SELECT "reached", "window", (SELECT count(*) FROM trajectories WHERE "windowId" = "window"),
+               greatest("newest", CASE WHEN "reached" IS NOT NULL THEN (
+                 SELECT max("updatedAt") FROM trajectories WHERE "windowId" = "window" AND {news} AND {conditions}) END)
+        FROM ended LEFT JOIN news
+          ON "window" >= %(first)s AND "window" ~ '^[0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}}T[0-9]{{2}}:00$'
+        ORDER BY "newest", "window"
+    """).format(window=_WINDOW, news=_NEWS, conditions=SQL(" AND ").join(conditions))
+    found = conn.execute(query, parameters).fetchall()
+    reached: datetime | None = found[0][0]
+    return Changes(
+        [WindowState(window, count, newest.replace(tzinfo=UTC)) for _, window, count, newest in found if window],
+        None if reached is None else reached.replace(tzinfo=UTC),
+    )
 
 
 def _read(

@@ -25,8 +25,9 @@ from rl_assets.store.episodes import (
     write_episodes,
 )
 from rl_assets.store.ledger import record_judgements
+from rl_assets.windows import WindowState
 from rl_assets_tests.store.made import WINDOW, an_episode, episodes_in_a_window, insert_row
-from rl_assets_tests.store.waiting import Stricter, judged, recorded
+from rl_assets_tests.store.waiting import Stricter, judged, news, recorded
 
 HOUR = datetime(2026, 11, 23, 8, tzinfo=UTC)
 
@@ -115,7 +116,7 @@ def test_every_known_shape_of_babylon_is_read(conn: psycopg.Connection, babylon_
     for name, table in (("users", "User"), ("trajectories", "trajectories"), ("llm_call_logs", "llm_call_logs")):
         for line in (babylon_data / f"sample_{name}.jsonl").read_text().splitlines():
             insert_row(conn, table, json.loads(line))
-    windows = [state.window_id for state in changed_windows(conn, None, 100)]
+    windows = [state.window_id for state in news(conn)]
     assert set(windows) == {"2025-01-15T10:00", "2025-01-15T11:00", "2026-11-23T00:00"}
     reads = [read_window(conn, window) for window in windows]
     assert [reject for read in reads for reject in read.rejects] == []
@@ -237,19 +238,18 @@ def test_changed_windows_reports_news_alone(conn: psycopg.Connection):
     later = HOUR + timedelta(hours=1)
     write_episodes(conn, [an_episode(agent_id=agent), an_episode(agent_id=agent)])
     write_episodes(conn, [an_episode(agent_id=agent, window_id="2026-11-23T09:00", ended_at=later)])
-    first, second = changed_windows(conn, None, 10)
+    first, second = news(conn)
     assert (first.window_id, first.rows) == (WINDOW, 2)
     assert (second.window_id, second.rows) == ("2026-11-23T09:00", 1)
-    assert changed_windows(conn, None, 1) == [first]
-    assert changed_windows(conn, second.newest_updated_at, 10)[-1] == second
-    assert changed_windows(conn, second.newest_updated_at + timedelta(seconds=1), 10) == []
+    assert news(conn, second.newest_updated_at)[-1] == second
+    assert news(conn, second.newest_updated_at + timedelta(seconds=1)) == []
     conn.execute('UPDATE trajectories SET "judgedAt" = now(), "updatedAt" = now() WHERE "windowId" = %s', [WINDOW])
-    assert [state.window_id for state in changed_windows(conn, None, 10)] == ["2026-11-23T09:00"]
+    assert [state.window_id for state in news(conn)] == ["2026-11-23T09:00"]
     late = datetime(2030, 1, 1)
     conn.execute('UPDATE trajectories SET "updatedAt" = %s WHERE "windowId" = %s', [late, WINDOW])
-    assert changed_windows(conn, datetime(2029, 1, 1, tzinfo=UTC), 10)[0].window_id == WINDOW
+    assert news(conn, datetime(2029, 1, 1, tzinfo=UTC))[0].window_id == WINDOW
     conn.execute('UPDATE trajectories SET "usedInTraining" = true')
-    assert changed_windows(conn, None, 10) == []
+    assert news(conn) == []
 
 
 def test_changed_windows_never_scans_the_table(conn: psycopg.Connection):
@@ -263,21 +263,39 @@ def test_changed_windows_never_scans_the_table(conn: psycopg.Connection):
     conn.execute("SET auto_explain.log_min_duration = 0")
     conn.execute("SET client_min_messages = log")
     conn.add_notice_handler(lambda notice: statements.append(notice.message_primary or ""))
-    assert changed_windows(conn, datetime(2026, 1, 1, tzinfo=UTC), 10)
+    assert news(conn, datetime(2026, 1, 1, tzinfo=UTC))
     plan = "\n".join(statements)
     assert "rl_assets_trajectories_news_idx" in plan
     assert "Seq Scan on trajectories" not in plan
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 50])
+def test_changes_come_in_parts_and_each_tells_of_a_window_what_is_true_of_all_its_rows(conn: psycopg.Connection, rows):
+    agent = provision_agents(conn, ["model"])["model"]
+    hours = [f"2026-11-23T{hour:02}:00" for hour in range(4)]
+    for n in range(12):
+        write_episodes(conn, [an_episode(agent_id=agent, window_id=hours[n % 4])])
+    conn.execute("""UPDATE trajectories AS t SET "updatedAt" = '2026-11-24'::timestamp + n * interval '1 s'
+                    FROM (SELECT "id", row_number() OVER (ORDER BY "id") / 2 AS n FROM trajectories) AS r
+                    WHERE r."id" = t."id" """)
+    parts = list(changed_windows(conn, None, hours[1], rows))
+    newest = conn.execute("""SELECT "windowId", count(*), max("updatedAt") FROM trajectories GROUP BY 1""").fetchall()
+    known = {WindowState(window, count, at.replace(tzinfo=UTC)) for window, count, at in newest if window > hours[0]}
+    assert {state for part in parts for state in part.states} == known
+    reached = [part.reached for part in parts]
+    assert reached[-1] is None and None not in reached[:-1] and reached[:-1] == sorted(set(reached[:-1]))
+    assert len(parts) == {1: 8, 2: 6, 3: 4, 50: 1}[rows]  # rows of one moment, two here, are never told apart
 
 
 def test_without_the_index_only_recent_windows_are_looked_at(conn: psycopg.Connection):
     agent = provision_agents(conn, ["model"])["model"]
     conn.execute("DROP INDEX rl_assets_trajectories_news_idx")
     write_episodes(conn, [an_episode(agent_id=agent, window_id="2020-01-01T00:00"), an_episode(agent_id=agent)])
-    assert [state.window_id for state in changed_windows(conn, HOUR, 10)] == [WINDOW]
+    assert [state.window_id for state in news(conn, HOUR)] == [WINDOW]
     conn.execute("DELETE FROM trajectories")
     write_episodes(conn, [an_episode(agent_id=agent)])
     conn.execute('UPDATE trajectories SET "windowId" = NULL')
-    assert [state.window_id for state in changed_windows(conn, HOUR, 10)] == [WINDOW]
+    assert [state.window_id for state in news(conn, HOUR)] == [WINDOW]
 
 
 def test_a_row_that_changes_between_reading_and_judging_stays_news(conn: psycopg.Connection):
@@ -291,12 +309,12 @@ def test_a_row_that_changes_between_reading_and_judging_stays_news(conn: psycopg
         [changed],
     )
     record_judgements(conn, judged(read.episodes), read.versions)
-    (state,) = changed_windows(conn, None, 10)
+    (state,) = news(conn)
     assert (state.window_id, state.rows) == (WINDOW, 4)
     again = read_window(conn, WINDOW)
     assert {one for one in again.versions if again.versions[one] == read.versions[one]} == set()
     record_judgements(conn, judged(again.episodes), again.versions)
-    assert changed_windows(conn, None, 10) == []
+    assert news(conn) == []
 
 
 def test_judging_again_what_was_not_read_again_is_no_news(conn: psycopg.Connection):
@@ -304,7 +322,7 @@ def test_judging_again_what_was_not_read_again_is_no_news(conn: psycopg.Connecti
     read = read_window(conn, WINDOW)
     for judge in (OutcomeJudge(), Stricter()):
         record_judgements(conn, judged(read.episodes, judge=judge), read.versions)
-        assert changed_windows(conn, None, 10) == []
+        assert news(conn) == []
 
 
 def test_a_row_recorded_between_reading_and_judging_is_news(conn: psycopg.Connection):
@@ -312,4 +330,4 @@ def test_a_row_recorded_between_reading_and_judging_is_news(conn: psycopg.Connec
     read = read_window(conn, WINDOW)
     recorded(conn, 1, first_snapshot=50)
     record_judgements(conn, judged(read.episodes), read.versions)
-    assert [state.rows for state in changed_windows(conn, None, 10)] == [5]
+    assert [state.rows for state in news(conn)] == [5]

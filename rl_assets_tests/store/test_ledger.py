@@ -15,7 +15,7 @@ from rl_assets.grouping import group_id
 from rl_assets.judging import JudgementSet, OutcomeJudge, unjudged
 from rl_assets.store import ledger
 from rl_assets.store.database import connect
-from rl_assets.store.episodes import changed_windows, read_episodes
+from rl_assets.store.episodes import read_episodes
 from rl_assets.store.ledger import (
     NEXT,
     Batch,
@@ -29,7 +29,7 @@ from rl_assets.store.ledger import (
 )
 from rl_assets.training.manifest import Manifest
 from rl_assets_tests.store.made import WINDOW
-from rl_assets_tests.store.waiting import LINE, PATHS, Stricter, brought_to, ids_of, judged, recorded, waiting
+from rl_assets_tests.store.waiting import LINE, PATHS, Stricter, brought_to, ids_of, judged, news, recorded, waiting
 
 LATER = "2026-11-23T09:00"
 
@@ -258,10 +258,10 @@ def test_what_no_training_can_use_is_judged_but_does_not_wait(conn: psycopg.Conn
 
 def test_babylon_sees_scores_and_takes_them_for_no_news(conn: psycopg.Connection):
     episodes = recorded(conn, 4)
-    assert [state.rows for state in changed_windows(conn, None, 10)] == [4]
+    assert [state.rows for state in news(conn)] == [4]
     judgement = judged(episodes)
     record_judgements(conn, judgement)
-    assert changed_windows(conn, None, 10) == []
+    assert news(conn) == []
     for ranking in judgement.rankings:
         for verdict in ranking.verdicts:
             assert one(
@@ -280,7 +280,7 @@ def test_babylon_sees_scores_and_takes_them_for_no_news(conn: psycopg.Connection
     assert json.loads(criteria) == OutcomeJudge().criteria
     record_judgements(conn, judged(episodes, judge=Stricter()))
     assert one(conn, 'SELECT count(*), min("judgeVersion") FROM reward_judgments') == (4, "2")
-    assert changed_windows(conn, None, 10) == []
+    assert news(conn) == []
 
 
 def test_training_marks_exactly_the_episodes_of_the_batch_as_used(conn: psycopg.Connection):
@@ -300,7 +300,7 @@ def test_training_marks_exactly_the_episodes_of_the_batch_as_used(conn: psycopg.
     manifest = Manifest.from_json(batch.manifest)
     assert (status, window, tuple(json.loads(ids))) == ("completed", WINDOW, manifest.trajectory_ids)
     assert json.loads(rewards) == [reward for group in manifest.groups for reward in group.rewards]
-    assert changed_windows(conn, None, 10) == []
+    assert news(conn) == []
 
 
 def test_a_training_that_cannot_be_entered_whole_is_not_entered_at_all(conn: psycopg.Connection):

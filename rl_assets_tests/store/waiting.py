@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 
 import psycopg
@@ -12,9 +13,10 @@ from rl_assets.grouping import build_groups
 from rl_assets.judging import JudgementSet, OutcomeJudge
 from rl_assets.registry.models import register_base
 from rl_assets.store.agents import provision_agents
-from rl_assets.store.episodes import new_trajectory_ids, write_episodes
+from rl_assets.store.episodes import changed_windows, new_trajectory_ids, write_episodes
 from rl_assets.store.ledger import Batch, advance_batch, record_judgements
 from rl_assets.training.manifest import Manifest
+from rl_assets.windows import WindowState
 from rl_assets_tests.store.made import SAMPLE, WINDOW, an_episode
 
 LINE = SAMPLE.policy.name
@@ -96,3 +98,9 @@ def brought_to(conn: psycopg.Connection, batch: Batch, state: str) -> Batch:
 
 def ids_of(batch: Batch) -> set[str]:
     return set(Manifest.from_json(batch.manifest).trajectory_ids)
+
+
+def news(conn: psycopg.Connection, since: datetime | None = None) -> list[WindowState]:
+    """All windows with changes, in one part."""
+    (part,) = changed_windows(conn, since)
+    return list(part.states)
