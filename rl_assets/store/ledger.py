@@ -26,6 +26,8 @@ from rl_assets.training.manifest import Manifest, ManifestGroup
 
 LOCK = 0x726C_0003
 """Advisory lock that writers of the ledger hold until they commit."""
+WINDOW_LOCK = 0x726C_0007
+"""Class of the advisory locks under which the judgement sets of a window are recorded one after another."""
 LOCK_SECONDS = 120
 
 IN_FLIGHT = ("reserved", "training", "unknown", "trained", "evaluated")
@@ -94,31 +96,45 @@ def record_judgements(
     What waited of the window and is not claimed is replaced; what is claimed stays as it is. A group that the set has
     no verdict on keeps an earlier one. versions: of each row that was judged, as `read_window` tells them; a row that
     has changed since stays news to `changed_windows`, which it does not where they are not given. Returns how many
-    episodes wait now that did not wait before. Recording a set again changes nothing but the times of its scores.
+    episodes wait now that did not wait before. Recording a set again changes nothing but the times of its scores, and
+    shows those that were not shown because the first time was interrupted: until then their rows are news.
     """
-    window = judgement.window_id
+    key = [WINDOW_LOCK, judgement.window_id]
+    conn.execute("SELECT pg_advisory_lock(%s, hashtext(%s))", key)  # ends with the connection
+    try:
+        offered = _enter_judgements(conn, judgement)
+        mirror_judgements(conn, judgement, versions)
+    finally:
+        if not conn.closed:
+            conn.execute("SELECT pg_advisory_unlock(%s, hashtext(%s))", key)
+    return offered
+
+
+def _enter_judgements(conn: psycopg.Connection, judgement: JudgementSet) -> int:
+    window, waiting = judgement.window_id, judgement.waiting
     learnable = [group for group in judgement.groups if group.step is not None]
+    rows = [
+        {
+            "group_id": group.group_id,
+            "model_line": group.policy,
+            "step": group.step,
+            "members": len(group.trajectory_ids),
+            "judged_in": None if group.group_id in waiting else judgement.id,
+        }
+        for group in learnable
+    ]
+    body = Jsonb(judgement.to_json())
     with _writing(conn):
         conn.execute(
             """INSERT INTO rl_assets.judgement_sets (id, window_id, judge, judge_version, body)
                VALUES (%s, %s, %s, %s, %s) ON CONFLICT (id) DO NOTHING""",
-            [judgement.id, window, judgement.judge, judgement.judge_version, Jsonb(judgement.to_json())],
+            [judgement.id, window, judgement.judge, judgement.judge_version, body],
         )
         conn.execute(
             "DELETE FROM rl_assets.groups WHERE window_id = %s AND group_id <> ALL(%s)",
             [window, [group.group_id for group in learnable]],
         )
-        rows = [
-            {
-                "group_id": group.group_id,
-                "model_line": group.policy,
-                "step": group.step,
-                "members": len(group.trajectory_ids),
-                "judged_in": None if group.group_id in judgement.waiting else judgement.id,
-            }
-            for group in learnable
-        ]
-        _forget_empty(conn, judgement.waiting)
+        _forget_empty(conn, waiting)
         conn.execute(
             """INSERT INTO rl_assets.groups (group_id, window_id, model_line, step, members, judged_in)
                SELECT group_id, %s, model_line, step, members, judged_in FROM jsonb_to_recordset(%s)
@@ -130,7 +146,6 @@ def record_judgements(
         before = waiting_ids(conn, window)
         refill(conn, window)
         after = waiting_ids(conn, window)
-        mirror_judgements(conn, judgement, versions)
     return len(after - before)
 
 

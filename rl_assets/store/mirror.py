@@ -1,6 +1,7 @@
 """What Babylon's own tables say of judging and training: scores, which episodes were used, and batches.
 
-Each function is one part of a transaction of the ledger. Times are set by hand: Babylon's columns have no zone.
+Times are set by hand: Babylon's columns have no zone. Whoever writes to rows of trajectories here does so under a lock,
+or two that have some in common would wait for each other.
 """
 
 from __future__ import annotations
@@ -15,22 +16,37 @@ from rl_assets.judging import JudgementSet, Ranking
 from rl_assets.store.record import naive
 from rl_assets.training.manifest import Manifest
 
+LOCK = 0x726C_0006
+CHUNK = 500
+"""Verdicts of a transaction: what a training that marks its episodes waits for, a tenth of a second or two."""
+
 
 def mirror_judgements(
     conn: psycopg.Connection, judgement: JudgementSet, versions: Mapping[str, str] | None = None
 ) -> None:
-    """Write each verdict to `reward_judgments`, in place of an earlier one, and to its trajectory.
+    """Write each verdict to `reward_judgments`, in place of an earlier one, and to its trajectory, some at a time.
 
     `updatedAt` becomes `judgedAt`, by which a reader of changes knows that the row is otherwise what it was. One that
     has changed since it was read keeps its `updatedAt`, and so remains news; see `record_judgements`.
     """
     rows = [row for ranking in judgement.rankings for row in _rows(ranking)]
-    if not rows:
-        return
+    now = naive(datetime.now(UTC))
+    for first in range(0, len(rows), CHUNK):
+        with conn.transaction():
+            _take_turns(conn)
+            _mirror(conn, judgement, rows[first : first + CHUNK], versions, now)
+
+
+def _mirror(
+    conn: psycopg.Connection,
+    judgement: JudgementSet,
+    rows: list[tuple],
+    versions: Mapping[str, str] | None,
+    now: datetime,
+) -> None:
     columns = [list(column) for column in zip(*rows, strict=True)]
     ids, groups, scores, ranks, normalised, reasons, components = columns
     criteria = json.dumps(judgement.criteria, sort_keys=True)
-    now = naive(datetime.now(UTC))
     conn.execute(
         """INSERT INTO reward_judgments ("id", "trajectoryId", "judgeModel", "judgeVersion", "overallScore",
                "componentScoresJson", "rank", "normalizedScore", "groupId", "reasoning", "criteriaJson", "judgedAt")
@@ -74,11 +90,13 @@ def mirror_training(conn: psycopg.Connection, manifest: Manifest, *, is_branch: 
     """Mark exactly the manifest's episodes as used, and add its row of `training_batches`, completed. Those of a branch
     keep the mark of the batch that has claimed them.
 
-    The row is never there in another state: a worker of Babylon would train what it finds pending.
+    The row is never there in another state: a worker of Babylon would train what it finds pending. This is part of a
+    transaction of the ledger.
     """
     ids = list(manifest.trajectory_ids)
     now = naive(datetime.now(UTC))
     if not is_branch:
+        _take_turns(conn)
         conn.execute(
             """UPDATE trajectories SET "usedInTraining" = true, "trainedInBatch" = %s, "updatedAt" = %s
                WHERE "trajectoryId" = ANY(%s)""",
@@ -102,6 +120,11 @@ def mirror_training(conn: psycopg.Connection, manifest: Manifest, *, is_branch: 
             manifest.batch_id,
         ],
     )
+
+
+def _take_turns(conn: psycopg.Connection) -> None:
+    """Keep others from rows of trajectories until the transaction ends."""
+    conn.execute("SELECT pg_advisory_xact_lock(%s)", [LOCK])
 
 
 def _rows(ranking: Ranking) -> list[tuple]:

@@ -23,7 +23,7 @@ def refill(conn: psycopg.Connection, window_id: str) -> None:
     rows = []
     for judgement_set, group, rewards in offers:
         kept = {identity: reward for identity, reward in rewards.items() if identity in free}
-        free -= kept.keys()
+        free.difference_update(kept)  # in place, which `-=` of keys is not
         if len(set(kept.values())) < 2:
             continue  # what is left of the group is one episode, or all do equally well
         whole = len(kept) == len(rewards)

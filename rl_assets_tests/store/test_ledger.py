@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import psycopg
@@ -315,13 +316,31 @@ def test_a_training_that_cannot_be_entered_whole_is_not_entered_at_all(conn: psy
     assert advance_batch(conn, batch.id, "trained").state == "trained"
 
 
-def test_a_judgement_that_cannot_be_entered_whole_is_not_entered_at_all(conn: psycopg.Connection):
-    episodes = recorded(conn, 4)
+def test_a_judgement_that_babylons_tables_do_not_take_stays_news_until_it_is_recorded_again(conn: psycopg.Connection):
+    judgement = judged(recorded(conn, 4))
     conn.execute('ALTER TABLE reward_judgments ADD CONSTRAINT "closed" CHECK (false)')
     with pytest.raises(psycopg.errors.CheckViolation):
-        record_judgements(conn, judged(episodes))
-    assert one(conn, "SELECT count(*) FROM rl_assets.judgement_sets") == (0,)
-    assert readiness(conn, LINE, 0).fresh == 0
+        record_judgements(conn, judgement)
+    assert [state.rows for state in news(conn)] == [4]
+    assert one(conn, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == (0,)
+    conn.execute('ALTER TABLE reward_judgments DROP CONSTRAINT "closed"')
+    assert record_judgements(conn, judgement) == 0
+    assert (news(conn), readiness(conn, LINE, 0).fresh) == ([], 4)
+    assert one(conn, "SELECT count(*) FROM reward_judgments") == (4,)
+
+
+def test_a_claim_waits_for_no_scores_on_their_way_to_babylons_tables(conn: psycopg.Connection, postgres_url: str):
+    episodes = recorded(conn, 4)
+    with connect(postgres_url) as babylon, connect(postgres_url) as judging, ThreadPoolExecutor(1) as pool:
+        with babylon.transaction():
+            babylon.execute("SELECT 1 FROM trajectories FOR UPDATE")
+            recording = pool.submit(record_judgements, judging, judged(episodes))
+            while readiness(conn, LINE, 0).fresh < 4:
+                assert not recording.done()
+            assert set(claimed_ids(conn, claim(conn, 4).id)) == {episode.trajectory_id for episode in episodes}
+            assert not recording.done()
+        assert recording.result() == 4
+    assert one(conn, "SELECT count(*) FROM reward_judgments") == (4,)
 
 
 def test_a_batch_goes_only_where_it_may(conn: psycopg.Connection):
