@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-import random
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Protocol
@@ -24,13 +22,10 @@ from rl_assets.redact import redact
 WEBHOOK = "RL_ASSETS_ALERT_WEBHOOK"
 UI = "RL_ASSETS_UI_URL"
 DEFAULT_UI = "http://127.0.0.1:3000"
-ATTEMPTS = 3
-TIMEOUT_SECONDS = 5.0
-BACKOFF_SECONDS = 1.0
-"""Before the second attempt; doubled before the third. All attempts together stay within a sensor's tick of 60 s."""
+TIMEOUT_SECONDS = 3.0
+"""For a connection, and for the answer: a sensor sends several alerts in a tick of 60 s."""
 LONGEST_ERROR = 500
 """Characters of an error that are sent."""
-_PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 logger = logging.getLogger(__name__)
 
@@ -80,32 +75,24 @@ class LogNotifier:
 
 
 class WebhookNotifier:
-    """Posts alerts as JSON. url: a secret of its own with most services, and never shown.
+    """Posts alerts as JSON, once. url: a secret of its own with most services, and never shown."""
 
-    Lost connections and statuses that pass are tried again, `ATTEMPTS` times in all.
-    """
-
-    def __init__(self, url: str, sleep: Callable[[float], None] = time.sleep) -> None:
+    def __init__(self, url: str) -> None:
         outbound.check_url(url, WEBHOOK)
-        self._url, self._sleep = url, sleep
+        self._url = url
 
     def notify(self, alert: Alert) -> None:
-        with outbound.client(timeout=TIMEOUT_SECONDS) as client:
-            for attempt in range(1, ATTEMPTS + 1):
-                try:
-                    status = client.post(self._url, json=alert.body()).status_code
-                except httpx.HTTPError as error:
-                    said, passing = type(error).__name__, not isinstance(error, outbound.Forbidden)
-                else:
-                    if status < 300:
-                        return
-                    said, passing = f"status {status}", status in _PASSING
-                if not passing or attempt == ATTEMPTS:
-                    raise ServiceError(
-                        f"the webhook did not take an alert ({said}, attempt {attempt}); correct {WEBHOOK} or mend "
-                        f"what it names. The alert was: {alert.sentence}"
-                    )
-                self._sleep(BACKOFF_SECONDS * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))
+        try:
+            with outbound.client(timeout=TIMEOUT_SECONDS) as client:
+                status = client.post(self._url, json=alert.body()).status_code
+            said = None if status < 300 else f"status {status}"
+        except httpx.HTTPError as error:
+            said = type(error).__name__
+        if said is not None:
+            raise ServiceError(
+                f"the webhook did not take an alert ({said}); correct {WEBHOOK} or mend what it names. The alert was: "
+                + alert.sentence
+            )
 
 
 def notifier(env: Mapping[str, str] | None = None) -> Notifier:

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 ALERT = "rl_assets/alert"
 """Tag of runs that failed: `undelivered`, or `sent`."""
-MOST_RESENT = 2
-"""Alerts that a tick sends again: each may take a third of its minute."""
+MOST_SENT = 5
+"""Alerts that a tick sends, as many as Dagster hands a failure sensor: each may take a tenth of its minute."""
 MOST_LEFT = 100
 """Runs among which a tick chooses these."""
 
@@ -45,6 +45,8 @@ class Alerts(dg.ConfigurableResource):
 )
 def run_failure_alert_sensor(context: dg.RunFailureSensorContext, alerts: Alerts) -> None:
     run = context.dagster_run
+    if run.tags.get(ALERT) == "sent":  # a tick that took too long is repeated
+        return
     errors = [event.step_failure_data.error for event in context.get_step_failure_events()]
     said = next((_cause(error) for error in errors if error), context.failure_event.message or "")
     context.instance.add_run_tags(run.run_id, {ALERT: "undelivered"})
@@ -62,22 +64,23 @@ def alert_backlog_sensor(context: dg.SensorEvaluationContext, alerts: Alerts) ->
     known: dict[str, str] = json.loads(context.cursor or "{}")
     states = _freshness(context)
     stale = sorted(name for name, state in states.items() if state == "FAIL" and known.get(name) != "FAIL")
-    delivered, failures = [], []
-    for name in stale:
-        try:
-            alerts.notifier().notify(_stale(name))
-            delivered.append(name)
-        except ServiceError as error:
-            failures.append(error)
-            states[name] = known.get(name, "UNKNOWN")  # so that it is news again
     left = instance.get_runs(dg.RunsFilter(tags={ALERT: "undelivered"}), limit=MOST_LEFT)
+    waiting = [*stale, *left]
     # In turns, for one that is refused for good must not keep the others.
-    for run in [left[(now * MOST_RESENT + place) % len(left)] for place in range(min(MOST_RESENT, len(left)))]:
+    chosen = [waiting[(now * MOST_SENT + place) % len(waiting)] for place in range(min(MOST_SENT, len(waiting)))]
+    delivered, failures = [], []
+    for one in chosen:
         try:
-            _send(instance, alerts, run, _recorded_error(instance, run.run_id))
-            delivered.append(f"run {run.run_id}")
+            if isinstance(one, dg.DagsterRun):
+                _send(instance, alerts, one, _recorded_error(instance, one.run_id))
+                delivered.append(f"run {one.run_id}")
+            else:
+                alerts.notifier().notify(_stale(one))
+                delivered.append(one)
         except ServiceError as error:
             failures.append(error)
+    for name in set(stale).difference(delivered):
+        states[name] = known.get(name, "UNKNOWN")  # so that it is news again
     if failures and not delivered:
         raise failures[0]
     told = "no alert is left to send, and nothing has gone stale since the last look"

@@ -58,10 +58,12 @@ def failed_run(instance: dg.DagsterInstance) -> dg.ExecuteInProcessResult:
 
 def react(instance: dg.DagsterInstance, result: dg.ExecuteInProcessResult) -> None:
     """What the daemon has the sensor do about a run that failed."""
+    run = instance.get_run_by_id(result.run_id)
+    assert run is not None
     context = dg.build_run_status_sensor_context(
         sensor_name=run_failure_alert_sensor.name,
         dagster_instance=instance,
-        dagster_run=result.dagster_run,
+        dagster_run=run,
         dagster_event=result.get_run_failure_event(),
     ).for_run_failure()
     run_failure_alert_sensor(context, alerts=Mailbox())
@@ -151,17 +153,27 @@ def test_an_alert_that_is_refused_for_good_keeps_no_other(
     enter(instance, "judged_rankings", FreshnessState.FAIL)
     enter(instance, "recorded_trajectories", FreshnessState.FAIL)
     refused.add("judged_rankings")
-    cursor = look(instance).cursor
-    assert "recorded_trajectories" in [alert.subject for alert in sent]
-    for minute in range(4):
+    monkeypatch.setattr("rl_assets.automation.alerts.MOST_SENT", 2)
+    cursor = None
+    for minute in range(6):
         monkeypatch.setattr("rl_assets.automation.alerts.datetime", clock(60.0 * minute))
         with contextlib.suppress(ServiceError):
             cursor = look(instance, cursor).cursor
     assert [alert.run_id for alert in sent if alert.run_id] == [results[0].run_id]
     assert [alert.subject for alert in sent].count("recorded_trajectories") == 1
     refused.clear()
-    look(instance, cursor)
+    for minute in range(6):
+        monkeypatch.setattr("rl_assets.automation.alerts.datetime", clock(60.0 * minute))
+        cursor = look(instance, cursor).cursor
     assert [alert.subject for alert in sent].count("judged_rankings") == 1
+    assert {alert.run_id for alert in sent if alert.run_id} == {result.run_id for result in results}
+
+
+def test_a_tick_that_is_repeated_sends_nothing_twice(instance: dg.DagsterInstance):
+    result = failed_run(instance)
+    react(instance, result)
+    react(instance, result)
+    assert len(sent) == 1
 
 
 def clock(seconds: float) -> type:
