@@ -133,6 +133,24 @@ def bring_directory(place: Place, directory: Path) -> bool:
     return True
 
 
+def bytes_at(place: Place) -> int | None:
+    """The size of a file; None where there is none. Raises RlAssetsError where the store refuses."""
+    if isinstance(place, Path):
+        return place.stat().st_size if place.is_file() else None
+    with _asking(place, "read"):
+        return int(place.fs.size(place.path)) if place.fs.isfile(place.path) else None
+
+
+def delete(place: Place) -> None:
+    """Delete a file, if it is there. Raises OSError where the disk refuses, RlAssetsError where the store does."""
+    if isinstance(place, Path):
+        place.unlink(missing_ok=True)
+        return
+    with _asking(place, "deleted"):
+        if place.fs.isfile(place.path):
+            place.fs.rm_file(place.path)
+
+
 @contextmanager
 def _here(place: Place) -> Iterator[Path]:
     if isinstance(place, Path):

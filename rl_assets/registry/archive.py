@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rl_assets.places import Place, bring_directory, keep_directory
+from rl_assets.places import Place, bring_directory, bytes_at, delete, keep_directory
 from rl_assets.settings import Settings
 
 SUFFIX = ".tar"
@@ -40,6 +40,19 @@ def bring_newest(checkpoints: Path) -> None:
         newest = max((step for step in steps if step.isdigit()), key=int, default=None)
         if newest is not None:
             bring(checkpoints / newest)
+
+
+def kept_bytes(checkpoint: Path) -> int | None:
+    """The size of a checkpoint in the store; None where there is none. Raises RlAssetsError where the store refuses."""
+    place = archive_of(checkpoint)
+    return None if place is None else bytes_at(place)
+
+
+def discard(checkpoint: Path) -> None:
+    """Delete a checkpoint from the store, if it is there. Raises as `delete` does."""
+    place = archive_of(checkpoint)
+    if place is not None:
+        delete(place)
 
 
 def archive_of(checkpoint: Path) -> Place | None:

@@ -1,6 +1,8 @@
-"""Which checkpoints may go, and their deletion: told to the database first, then moved aside, then deleted.
+"""Which checkpoints may go, and their deletion: told to the database first, then moved aside, then deleted, here and in
+the store.
 
-A prune that is killed at any point is finished by the next one: what was told and is not gone yet is taken up again.
+A prune that is killed at any point is finished by the next one: what was told and is not gone yet is taken up again. So
+are the copies that this machine has of what another one pruned.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from pathlib import Path
 import psycopg
 
 from rl_assets.errors import RlAssetsError
+from rl_assets.registry import archive
 from rl_assets.registry.checkpoints import Remote
 from rl_assets.registry.models import get_model, list_models, playable, protected_steps
 from rl_assets.registry.partial import abandoned, size_of, sweep
@@ -54,7 +57,8 @@ def pruned_steps(conn: psycopg.Connection, model_line: str) -> set[int]:
 
 
 def prunable(conn: psycopg.Connection, model_line: str, checkpoints: Path, keep: int) -> list[Model]:
-    """Models whose checkpoints may go, the oldest first: not needed, not among the newest `keep`, and still on disk.
+    """Models whose checkpoints may go, the oldest first: not needed, not among the newest `keep`, and still on disk or
+    in the store.
 
     checkpoints: the directory of the line's steps. At least the newest is kept: the number of the next step follows it.
     """
@@ -63,7 +67,7 @@ def prunable(conn: psycopg.Connection, model_line: str, checkpoints: Path, keep:
     here = [m for m in models if isinstance(m.checkpoint_path, Path) and _is_of(m.checkpoint_path, checkpoints)]
     gone = pruned_steps(conn, model_line)
     return sorted(
-        (m for m in here if m.step not in stay | gone and Path(m.checkpoint_path).is_dir()),
+        (m for m in here if m.step not in stay | gone and _is_there(Path(m.checkpoint_path))),
         key=lambda model: model.step,
     )
 
@@ -132,6 +136,7 @@ def restore(conn: psycopg.Connection, model_line: str, step: int, serverless: Se
         fetch_checkpoint(f"{place}/{model_line}:step{step}", model.digest, path)
     playable(model)
     forget_pruning(conn, model_line, step)
+    archive.keep(path)
     return path
 
 
@@ -145,13 +150,17 @@ def _finish(conn: psycopg.Connection, model_line: str, checkpoints: Path, step: 
     aside = path.with_name(f".pruned-{path.name}")
     with conn.transaction():
         lock(conn, model_line)
-        if path.is_dir():
+        if _is_there(path):
             if step in needed_steps(conn, model_line) or not _is_of(path, checkpoints):
                 forget_pruning(conn, model_line, step)
+                if path.is_dir():
+                    archive.keep(path)  # another machine may have deleted it there
                 return False
-            os.replace(path, aside)
+            if path.is_dir():
+                os.replace(path, aside)
     if aside.is_dir():
         shutil.rmtree(aside)
+    archive.discard(path)
     conn.execute(
         "UPDATE rl_assets.pruned_checkpoints SET gone_at = clock_timestamp() WHERE model_line = %s AND step = %s",
         [model_line, step],
@@ -161,11 +170,21 @@ def _finish(conn: psycopg.Connection, model_line: str, checkpoints: Path, step: 
 
 def _unfinished(conn: psycopg.Connection, model_line: str) -> list[tuple[int, Path, int]]:
     rows = conn.execute(
-        """SELECT step, path, bytes FROM rl_assets.pruned_checkpoints
-           WHERE model_line = %s AND gone_at IS NULL ORDER BY step""",
+        """SELECT step, path, bytes, gone_at IS NULL FROM rl_assets.pruned_checkpoints
+           WHERE model_line = %s ORDER BY step""",
         [model_line],
     ).fetchall()
-    return [(step, Path(path), size) for step, path, size in rows]
+    told = ((step, Path(path), size, begun) for step, path, size, begun in rows)
+    return [(step, path, size) for step, path, size, begun in told if begun or _is_copy(path)]
+
+
+def _is_copy(path: Path) -> bool:
+    """Whether a checkpoint that is gone from the store is still here: the machine that pruned it was another."""
+    return path.is_dir() and archive.archive_of(path) is not None
+
+
+def _is_there(path: Path) -> bool:
+    return path.is_dir() or archive.kept_bytes(path) is not None
 
 
 def _is_of(path: Path, checkpoints: Path) -> bool:
@@ -175,4 +194,4 @@ def _is_of(path: Path, checkpoints: Path) -> bool:
 
 def _sized(model: Model) -> Pruned:
     path = Path(model.checkpoint_path)
-    return Pruned(model.step, path, size_of(path))
+    return Pruned(model.step, path, size_of(path) if path.is_dir() else archive.kept_bytes(path) or 0)

@@ -1,17 +1,19 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 
 import psycopg
 import pytest
 
 from rl_assets.errors import MissingCheckpoint
-from rl_assets.registry import retention
+from rl_assets.registry import archive, retention
 from rl_assets.registry.models import get_model, promote, reject, rollback
 from rl_assets.registry.partial import STILL_SECONDS, abandoned, partial_directory, sweep
 from rl_assets.registry.retention import forget_pruning, needed_steps, prunable, prune, pruned_steps
@@ -118,6 +120,36 @@ def test_a_row_that_names_another_place_deletes_nothing(conn: psycopg.Connection
     )
     assert prune(conn, LINE, tmp_path / LINE, keep=1) == []
     assert (precious / "config.json").is_file()
+
+
+@pytest.mark.parametrize("store", ["memory://test-{}", "file://{}/store", "{}/store"])
+def test_what_is_pruned_goes_from_the_store_and_from_the_disks_of_other_machines(
+    conn: psycopg.Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: str
+):
+    monkeypatch.setenv("RL_ASSETS_STORE", store.format(uuid.uuid4().hex if "memory" in store else tmp_path))
+    monkeypatch.setenv("RL_ASSETS_DATA", str(tmp_path))
+    a_base(conn, tmp_path)
+    rejected(conn, tmp_path, 1, 2, 3)
+    steps = tmp_path / LINE
+    for step in sorted(steps.iterdir()):
+        archive.keep(step)
+    another = tmp_path / "another"
+    shutil.copytree(steps, another)
+    shutil.rmtree(steps / "0002")  # the machine that prunes never had it
+    told = prune(conn, LINE, steps, keep=1, dry_run=True)
+    assert [p.step for p in told] == [1, 2] and all(p.bytes > 0 for p in told)
+    assert prune(conn, LINE, steps, keep=1) == told
+    assert left(tmp_path) == ["0000", "0003"]
+    assert [archive.kept_bytes(steps / f"{n:04d}") is not None for n in range(4)] == [True, False, False, True]
+    assert not archive.bring(steps / "0001")
+    assert prune(conn, LINE, steps, keep=1) == []
+    shutil.rmtree(steps)
+    another.rename(steps)
+    a_batch(conn, "later", 2, state="reserved")  # needs what this machine alone still has
+    assert [p.step for p in prune(conn, LINE, steps, keep=1)] == [1]
+    assert left(tmp_path) == ["0000", "0002", "0003"]
+    assert archive.kept_bytes(steps / "0002") is not None
+    assert pruned_steps(conn, LINE) == {1}
 
 
 def test_what_was_deleted_says_so_when_it_is_wanted_and_may_come_back(conn: psycopg.Connection, tmp_path: Path):
