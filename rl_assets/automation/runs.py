@@ -1,5 +1,7 @@
 """What the instance knows of runs, in the words of the domain, and what follows from it for the next training."""
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import dagster as dg
@@ -20,6 +22,14 @@ def live_partitions(instance: dg.DagsterInstance, job_name: str) -> set[str]:
     """Partition keys on which a run of a job waits or works."""
     runs = instance.get_runs(dg.RunsFilter(job_name=job_name, statuses=LIVE), limit=200)
     return {run.tags[PARTITION] for run in runs if PARTITION in run.tags}
+
+
+def failures(instance: dg.DagsterInstance, job_name: str, partitions: Sequence[str]) -> Counter[str]:
+    """How many runs of a job have failed on each of the partitions."""
+    wanted = dg.RunsFilter(
+        job_name=job_name, statuses=[dg.DagsterRunStatus.FAILURE], tags={PARTITION: list(partitions)}
+    )
+    return Counter(run.tags[PARTITION] for run in instance.get_runs(wanted))
 
 
 def runs_of_batch(instance: dg.DagsterInstance, batch_id: str) -> "Runs":

@@ -8,10 +8,10 @@ import dagster as dg
 
 from rl_assets.automation.jobs import leaderboard_job, live_tick_job, outcomes_job, training_job
 from rl_assets.automation.partitions import BATCHES
-from rl_assets.automation.runs import live_partitions, next_training
+from rl_assets.automation.runs import failures, live_partitions, next_training
 from rl_assets.resources import Database, Trainer
 from rl_assets.turns import MARKET_URL
-from rl_assets.wording import moment
+from rl_assets.wording import counted, moment
 
 
 @dg.schedule(
@@ -93,6 +93,7 @@ def market_outcomes_schedule(
     context: dg.ScheduleEvaluationContext, database: Database
 ) -> list[dg.RunRequest] | dg.SkipReason:
     from rl_assets.store.outcomes import due_windows
+    from rl_assets.windows import ATTEMPTS
 
     now = context.scheduled_execution_time
     with database.connect() as conn:
@@ -101,9 +102,21 @@ def market_outcomes_schedule(
         return dg.SkipReason("no price was seen in the hour before, and nothing of the last days waits to be written")
     # What was due an hour ago may still be queued: dozens would pile up behind a queue that stands still.
     busy = live_partitions(context.instance, outcomes_job.name)
-    due = [window for window in due if window not in busy]
+    failed = failures(context.instance, outcomes_job.name, due)
+    given_up = [window for window in due if failed[window] >= ATTEMPTS]
+    if given_up:
+        context.log.warning(
+            f"{ATTEMPTS} runs have failed on each of {', '.join(given_up)}; read their error, then materialize "
+            "market_outcomes of these hours by hand"
+        )
+    due = [window for window in due if window not in busy and window not in given_up]
     if not due:
-        return dg.SkipReason("what is due is being written now")
+        return dg.SkipReason(
+            f"{counted(len(given_up), 'hour')} {'needs' if len(given_up) == 1 else 'need'} a person, as the tick's log "
+            "says; what else is due is being written now"
+            if given_up
+            else "what is due is being written now"
+        )
     return [dg.RunRequest(run_key=f"{window}:{now:%Y-%m-%dT%H}", partition_key=window) for window in due]
 
 

@@ -112,9 +112,7 @@ def trajectory_window_sensor(context: dg.SensorEvaluationContext, database: Data
         busy = live_partitions(context.instance, window_job.name)
         changes = changed_windows(conn, watch.horizon, FIRST_WINDOW)
         taken, after = plan(watch, changes, busy, now, MOST_WINDOWS)
-        waiting = (
-            unjudged_windows(conn, window_of(now - JUDGED_FOR), MOST_WINDOWS) if judge.chosen.kind == "ruler" else []
-        )
+        waiting = unjudged_windows(conn, window_of(now - JUDGED_FOR)) if judge.chosen.kind == "ruler" else []
     again = judged_again(context.instance, [window for window in waiting if window not in busy], now)
     taken = again | failed_windows(context.instance) | taken
     if not taken:
@@ -131,11 +129,9 @@ def judged_again(instance: dg.DagsterInstance, waiting: Sequence[str], now: date
     """
     part = f"{now:%Y-%m-%d}/{now.hour // JUDGED_EVERY_HOURS}"
     keys = {window: f"{window}:unjudged:{part}" for window in waiting}
-    return {
-        window: key
-        for window, key in keys.items()
-        if not instance.get_runs(dg.RunsFilter(tags={PARTITION: window, RUN_KEY: key}), limit=1)
-    }
+    known = instance.get_runs(dg.RunsFilter(tags={RUN_KEY: list(keys.values())})) if keys else []
+    asked = {run.tags[RUN_KEY] for run in known}
+    return dict([(window, key) for window, key in keys.items() if key not in asked][:MOST_WINDOWS])
 
 
 def failed_windows(instance: dg.DagsterInstance) -> dict[str, str]:

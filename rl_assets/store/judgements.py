@@ -40,11 +40,10 @@ def _scores(rankings: list[dict]) -> dict[str, dict[str, float]]:
     }
 
 
-def unjudged_windows(conn: psycopg.Connection, since: str, most: int) -> list[str]:
-    """So many windows, the oldest first and none before `since`, of which groups wait for a judge."""
+def unjudged_windows(conn: psycopg.Connection, since: str) -> list[str]:
+    """The windows, the oldest first and none before `since`, of which groups wait for a judge."""
     rows = conn.execute(
-        """SELECT DISTINCT window_id FROM rl_assets.groups WHERE judged_in IS NULL AND window_id >= %s
-           ORDER BY 1 LIMIT %s""",
-        [since, most],
+        "SELECT DISTINCT window_id FROM rl_assets.groups WHERE judged_in IS NULL AND window_id >= %s ORDER BY 1",
+        [since],
     ).fetchall()
     return [window for (window,) in rows]

@@ -168,7 +168,7 @@ def registry(conn: psycopg.Connection, settings: Settings) -> Iterator[Finding]:
     """The champion, the checkpoints that must be kept, and the batches in flight."""
     from rl_assets.registry.checkpoints import Remote, checkpoint_digest
     from rl_assets.registry.models import champion_step, get_latest_rl_model, list_models
-    from rl_assets.registry.retention import pruned_steps
+    from rl_assets.registry.retention import needed_steps, pruned_steps
     from rl_assets.registry.rollout import open_rollout
     from rl_assets.store.ledger import IN_FLIGHT, batches
 
@@ -195,12 +195,11 @@ def registry(conn: psycopg.Connection, settings: Settings) -> Iterator[Finding]:
             "pass",
             f"step {rollout.step} is with {rollout.percentage} % of the agents: {rollout.reason}",
         )
-    pruned = pruned_steps(conn, line)
+    pruned, needed = pruned_steps(conn, line), needed_steps(conn, line)
     for model in list_models(conn, line):
         if model.step in pruned:
             continue
-        turned_down_there = isinstance(model.checkpoint_path, Remote) and model.state == "rejected"
-        if model.step == step or turned_down_there:  # such steps are deleted at W&B before the next training
+        if model.step == step or (model.state == "rejected" and model.step not in needed):
             continue
         try:
             if checkpoint_digest(model.checkpoint_path) == model.digest:

@@ -196,6 +196,9 @@ def test_an_hour_that_an_llm_could_not_judge_is_requested_again_once_in_six_hour
     later = judged_again(instance, [hour], now + timedelta(hours=JUDGED_EVERY_HOURS))
     assert later.keys() == {hour} and later[hour] != request.run_key
     assert judged_again(instance, [hour], now) == {}
+    both = [window_of(now - timedelta(hours=age)) for age in (5, 4)]
+    monkeypatch.setattr("rl_assets.automation.sensors.MOST_WINDOWS", 1)
+    assert judged_again(instance, [hour, *both], now).keys() == {both[0]}  # what was asked keeps no other from its turn
 
 
 @pytest.mark.parametrize("why_not", ["by hand", "retried by Dagster", "followed by another"])

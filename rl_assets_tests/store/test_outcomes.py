@@ -262,6 +262,12 @@ def test_the_schedule_asks_for_the_hours_that_are_due_and_the_asset_writes_them(
         assert "being written now" in str(look().skip_message)
         instance.report_run_failed(launched)
         assert [again.partition_key for again in look()] == [HOUR]
+        for _ in range(2):
+            launched = instance.create_run_for_job(
+                build_defs().resolve_job_def("outcomes"), tags={"dagster/partition": HOUR}
+            )
+            instance.report_run_failed(launched)
+        assert "1 hour needs a person" in str(look().skip_message)
     result = dg.materialize([market_outcomes], partition_key=HOUR, resources=resources)
     (event,) = result.asset_materializations_for_node("market_outcomes")
     assert event.metadata["markets"].value == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import socket
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from dagster._core.scheduler.instigation import InstigatorState, InstigatorStatus, SensorInstigatorData
 
 from rl_assets.automation.alerts import ALERT
-from rl_assets.registry.models import promote
+from rl_assets.registry.models import promote, reject
 from rl_assets.settings import REPOSITORY, Settings
 from rl_assets.store.database import connect
 from rl_assets.store.live import give_points, register
@@ -195,3 +196,16 @@ def switch_off(instance: dg.DagsterInstance, name: str) -> None:
     instance.add_instigator_state(
         InstigatorState(origin, InstigatorType.SENSOR, InstigatorStatus.STOPPED, SensorInstigatorData())
     )
+
+
+def test_a_lost_checkpoint_is_told_where_somebody_may_want_it(conn: psycopg.Connection, tmp_path: Path):
+    a_base(conn, tmp_path)
+    for step, is_better in ((1, True), (2, True), (3, False)):
+        evaluated(conn, a_candidate(conn, tmp_path, step), promote=is_better)
+        (promote if is_better else reject)(conn, LINE, step)
+    for lost in (1, 3):
+        shutil.rmtree(tmp_path / LINE / f"{lost:04d}")
+    told = [finding for finding in registry(conn, Settings(tmp_path, model_line=LINE)) if finding.state != "pass"]
+    assert [(finding.check, finding.state) for finding in told if finding.check.startswith("step")] == [
+        ("step 1", "warn")
+    ]
