@@ -55,7 +55,8 @@ def shell(line: str, env: dict[str, str]) -> str:
 
 @contextmanager
 def service(line: str, env: dict[str, str], directory: Path) -> Iterator[Callable[[], bool]]:
-    """A process as a supervisor keeps it, ended by SIGTERM; the function given tells whether it lives."""
+    """A process as a supervisor keeps it, ended by SIGTERM, or by SIGKILL where that takes longer than systemd waits; the
+    function given tells whether it lives."""
     log = Path(env["RL_ASSETS_DATA"]) / f"{line.split()[0]}.log"
     with (
         log.open("wb") as said,
@@ -67,7 +68,8 @@ def service(line: str, env: dict[str, str], directory: Path) -> Iterator[Callabl
             yield lambda: process.poll() is None
             assert process.poll() is None, log.read_text(errors="replace")
             process.terminate()
-            process.wait(300)  # a code server waits a minute for calls that are under way
+            with suppress(subprocess.TimeoutExpired):  # a code server waits for calls that are under way
+                process.wait(90)
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
