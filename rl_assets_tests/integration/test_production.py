@@ -55,8 +55,8 @@ def shell(line: str, env: dict[str, str]) -> str:
 
 @contextmanager
 def service(line: str, env: dict[str, str], directory: Path) -> Iterator[Callable[[], bool]]:
-    """A process as a supervisor keeps it, ended by SIGTERM, or by SIGKILL where that takes longer than systemd waits; the
-    function given tells whether it lives."""
+    """A process as a supervisor keeps it, ended by SIGTERM, or by SIGKILL where that takes longer than systemd waits.
+    The function given tells whether it lives."""
     log = Path(env["RL_ASSETS_DATA"]) / f"{line.split()[0]}.log"
     with (
         log.open("wb") as said,
