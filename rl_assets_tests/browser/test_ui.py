@@ -6,7 +6,6 @@ import contextlib
 import os
 import re
 import shutil
-import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +17,7 @@ from rl_assets.registry.models import promote
 from rl_assets.services import databases
 from rl_assets.settings import Settings
 from rl_assets.store.database import connect
-from rl_assets_tests.processes import answers, free_port, left_running, query, record_late, run, start
+from rl_assets_tests.processes import query, record_late
 from rl_assets_tests.registry.made import LINE, a_candidate, evaluated
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -35,35 +34,10 @@ PATIENCE = 60_000
 """Milliseconds that the page may take to show something."""
 
 
-@contextlib.contextmanager
-def served(data: Path) -> Iterator[str]:
-    """The web interface on a data directory, as `make ui` starts it: its address."""
-    port = free_port()
-    command = start(data, "ui", "--port", str(port))
-    url = f"http://127.0.0.1:{port}"
-    try:
-        deadline = time.monotonic() + 180
-        while not answers(url):
-            assert command.poll() is None, command.communicate()[0]
-            assert time.monotonic() < deadline, "the web interface does not answer"
-            time.sleep(0.5)
-        yield url
-    finally:
-        command.send_signal(signal.SIGINT)
-        command.communicate(timeout=90)
-
-
-@pytest.fixture(scope="module")
-def address(looped: Path) -> Iterator[str]:
-    if CHROMIUM is None:
-        pytest.skip("no Chromium is installed here")
-    with served(looped) as url:
-        yield url
-    assert left_running(looped) == []
-
-
 @pytest.fixture(scope="module")
 def page(address: str) -> Iterator[Page]:
+    if CHROMIUM is None:
+        pytest.skip("no Chromium is installed here")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(QUIET))
         page = browser.new_page(viewport={"width": 1600, "height": 1000})
@@ -208,13 +182,10 @@ def test_a_person_has_hours_judged_again_in_groups_of_another_size(page: Page, a
 
 
 def test_a_person_forces_a_training(page: Page, address: str, looped: Path):
-    code, said = run(looped, "harness", "--snapshots", "2", "--siblings", "8")
-    assert code == 0, said
     undecided = "SELECT 1 FROM rl_assets.batches WHERE state NOT IN ('promoted', 'rejected')"
     waiting = "SELECT 1 FROM rl_assets.waiting JOIN rl_assets.champion USING (model_line, step) WHERE episodes > 0"
-    until(
-        page, lambda: bool(query(looped, waiting)) and not query(looped, undecided), "an episode to be forced", looped
-    )
+    assert query(looped, waiting), "the loop has left nothing over"
+    until(page, lambda: not query(looped, undecided), "the end of what was trained before", looped)
     page.goto(f"{address}/locations/rl_assets/jobs/force_training/playground")
     expect(page.get_by_text("forced_by: a person at the launchpad")).to_be_visible(timeout=PATIENCE)
     launch(page)

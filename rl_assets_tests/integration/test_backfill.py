@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import signal
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 import pytest
 
 from rl_assets.episodes import window_of
-from rl_assets_tests.processes import answers, free_port, left_running, query, record_late, start
+from rl_assets_tests.processes import query, record_late
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -104,28 +103,9 @@ def until(done: Callable[[], bool], seconds: float = 600.0) -> None:
         time.sleep(1)
 
 
-@pytest.fixture(scope="module")
-def ui(looped: Path) -> Iterator[Ui]:
-    port = free_port()
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("TZ", "Europe/Berlin")  # whose clocks no hour of ours goes by
-        command = start(looped, "ui", "--port", str(port))
-    url = f"http://127.0.0.1:{port}"
-
-    def is_up() -> bool:
-        assert command.poll() is None, command.communicate()[0]
-        return answers(url)
-
-    try:
-        until(is_up)
-        yield Ui(url, looped)
-        # A batch is decided upon before its run has ended, and Ctrl-C ends runs as failed.
-        at_work = "SELECT 1 FROM runs WHERE status IN ('STARTING', 'STARTED')"
-        until(lambda: not query(looped, at_work, dagster=True))
-    finally:
-        command.send_signal(signal.SIGINT)
-        command.communicate(timeout=300)
-    assert left_running(looped) == []
+@pytest.fixture
+def ui(address: str, looped: Path) -> Ui:
+    return Ui(address, looped)
 
 
 def sets(data: Path) -> list[tuple]:
