@@ -5,6 +5,9 @@
 #   TORCH_INDEX=URL              where to look for torch as well, for example https://download.pytorch.org/whl/cpu,
 #                                which on Linux spares a download of several GB for GPUs
 
+# The loop starts a process per run, each of which would compile anew what nobody may keep compiled.
+unexport PYTHONDONTWRITEBYTECODE
+
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin

@@ -65,7 +65,7 @@ CONTRACT = {
     "orchestration: nothing has been trained at first": "test_contract.py::"
     "test_at_first_nothing_waits_and_nothing_was_trained",
     "orchestration: collect, judge, train and deploy in turn": "integration/test_demo.py::"
-    "test_the_sensor_trains_on_what_was_played_and_on_nothing_twice",
+    "test_the_sensor_trains_on_what_was_played_and_the_gate_decides",
     "orchestration: missing data says so": "assets/test_pipeline.py::"
     "test_what_is_missing_upstream_is_said_in_one_sentence",
     "orchestration: thresholds come from the environment": "test_settings.py::"
