@@ -134,11 +134,12 @@ def bring_directory(place: Place, directory: Path) -> bool:
 
 
 def bytes_at(place: Place) -> int | None:
-    """The size of a file; None where there is none. Raises RlAssetsError where the store refuses."""
+    """The size of a file, 0 where the store does not tell; None where there is no file. Raises RlAssetsError where the
+    store refuses."""
     if isinstance(place, Path):
         return place.stat().st_size if place.is_file() else None
     with _asking(place, "read"):
-        return int(place.fs.size(place.path)) if place.fs.isfile(place.path) else None
+        return (place.fs.size(place.path) or 0) if place.fs.isfile(place.path) else None
 
 
 def delete(place: Place) -> None:

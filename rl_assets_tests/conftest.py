@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,17 +15,7 @@ from hypothesis import HealthCheck, settings
 from rl_assets.settings import prepare_environment
 from rl_assets.store.database import connect, migrate
 from rl_assets.store.embedded import EmbeddedPostgres
-from rl_assets_tests.processes import (
-    SMALL,
-    a_reachable_directory,
-    answers,
-    free_port,
-    left_running,
-    query,
-    run,
-    settled,
-    start,
-)
+from rl_assets_tests.processes import SMALL, a_reachable_directory, left_running, run, served, settled
 
 if TYPE_CHECKING:
     from rl_assets_tests.a2a.sdk import Servers
@@ -138,27 +126,11 @@ def looped(weak_policy: Path) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def address(looped: Path) -> Iterator[str]:
-    """Where the web interface on `looped` answers, as `make ui` starts it, with a daemon."""
-    port = free_port()
+    """Where the web interface on `looped` answers, with a daemon beside it."""
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("TZ", "Europe/Berlin")  # whose clocks no hour of ours goes by
-        command = start(looped, "ui", "--port", str(port))
-    url = f"http://127.0.0.1:{port}"
-    try:
-        deadline = time.monotonic() + 180
-        while not answers(url):
-            assert command.poll() is None, command.communicate()[0]
-            assert time.monotonic() < deadline, "the web interface does not answer"
-            time.sleep(0.5)
-        yield url
-        # A batch is decided upon before its run has ended, and Ctrl-C ends runs as failed.
-        at_work = "SELECT 1 FROM runs WHERE status IN ('STARTING', 'STARTED')"
-        while query(looped, at_work, dagster=True):
-            assert time.monotonic() < deadline + 1800
-            time.sleep(1)
-    finally:
-        command.send_signal(signal.SIGINT)
-        command.communicate(timeout=300)
+        with served(looped) as url:
+            yield url
     assert left_running(looped) == []
 
 

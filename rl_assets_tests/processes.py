@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -80,6 +82,29 @@ def run(data: Path, *arguments: str) -> tuple[int, str]:
     command = start(data, *arguments)
     said, _ = command.communicate(timeout=1500)
     return command.returncode, said
+
+
+@contextmanager
+def served(data: Path) -> Iterator[str]:
+    """The web interface on a data directory, as `make ui` starts it: its address."""
+    port = free_port()
+    command = start(data, "ui", "--port", str(port))
+    url = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + 180
+        while not answers(url):
+            assert command.poll() is None, command.communicate()[0]
+            assert time.monotonic() < deadline, "the web interface does not answer"
+            time.sleep(0.5)
+        yield url
+        # A batch is decided upon before its run has ended, and Ctrl-C ends runs as failed.
+        deadline = time.monotonic() + 600
+        while query(data, "SELECT 1 FROM runs WHERE status IN ('STARTING', 'STARTED')", dagster=True):
+            assert time.monotonic() < deadline, "a run does not end"
+            time.sleep(1)
+    finally:
+        command.send_signal(signal.SIGINT)
+        command.communicate(timeout=300)
 
 
 def left_running(data: Path) -> list[str]:

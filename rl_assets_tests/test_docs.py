@@ -42,7 +42,7 @@ MAKE = ["make", "-o", ".venv/.installed"]
 
 ELSEWHERE = {
     "rl-assets demo": ["integration/test_demo.py::test_the_sensor_trains_on_what_was_played_and_the_gate_decides"],
-    "rl-assets ui": ["conftest.py::address"],
+    "rl-assets ui": ["processes.py::served"],
     "rl-assets harness": ["integration/test_harness.py::test_a_seed_is_played_alike_by_any_process"],
     "rl-assets harness --train": ["processes.py::SMALL", "conftest.py::looped"],
     "rl-assets serve train-000000-6b106b212a67": [

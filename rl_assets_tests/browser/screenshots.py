@@ -11,8 +11,8 @@ from pathlib import Path
 from playwright.sync_api import Page, expect, sync_playwright
 
 from rl_assets.settings import REPOSITORY, Settings
-from rl_assets_tests.browser.test_ui import CHROMIUM, GROUPS, PATIENCE, QUIET, served
-from rl_assets_tests.processes import query
+from rl_assets_tests.browser.test_ui import CHROMIUM, GROUPS, PATIENCE, QUIET
+from rl_assets_tests.processes import query, served
 
 IMAGES = REPOSITORY / "docs" / "images"
 SIZE = {"width": 1400, "height": 900}

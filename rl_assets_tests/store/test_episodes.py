@@ -282,8 +282,9 @@ def test_changes_come_in_parts_and_each_tells_of_a_window_what_is_true_of_all_it
     newest = conn.execute("""SELECT "windowId", count(*), max("updatedAt") FROM trajectories GROUP BY 1""").fetchall()
     known = {WindowState(window, count, at.replace(tzinfo=UTC)) for window, count, at in newest if window > hours[0]}
     assert {state for part in parts for state in part.states} == known
-    reached = [part.reached for part in parts]
-    assert reached[-1] is None and None not in reached[:-1] and reached[:-1] == sorted(set(reached[:-1]))
+    *reached, last = (part.reached for part in parts)
+    ends = [moment for moment in reached if moment is not None]
+    assert last is None and ends == reached == sorted(set(ends))
     assert len(parts) == {1: 8, 2: 6, 3: 4, 50: 1}[rows]  # rows of one moment, two here, are never told apart
 
 
