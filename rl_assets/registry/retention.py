@@ -150,14 +150,15 @@ def _finish(conn: psycopg.Connection, model_line: str, checkpoints: Path, step: 
     aside = path.with_name(f".pruned-{path.name}")
     with conn.transaction():
         lock(conn, model_line)
-        if _is_there(path):
-            if step in needed_steps(conn, model_line) or not _is_of(path, checkpoints):
-                forget_pruning(conn, model_line, step)
-                if path.is_dir():
-                    archive.keep(path)  # another machine may have deleted it there
-                return False
-            if path.is_dir():
-                os.replace(path, aside)
+        stays = _is_there(path) and (step in needed_steps(conn, model_line) or not _is_of(path, checkpoints))
+        if stays:
+            forget_pruning(conn, model_line, step)
+        elif path.is_dir():
+            os.replace(path, aside)
+    if stays:
+        if path.is_dir():
+            archive.keep(path)  # another machine may have deleted it there
+        return False
     if aside.is_dir():
         shutil.rmtree(aside)
     archive.discard(path)
