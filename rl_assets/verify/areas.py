@@ -199,7 +199,9 @@ def registry(conn: psycopg.Connection, settings: Settings) -> Iterator[Finding]:
     for model in list_models(conn, line):
         if model.step in pruned:
             continue
-        if model.step == step or (model.state == "rejected" and model.step not in needed):
+        # Steps that were turned down are deleted at W&B before the next training.
+        unneeded = isinstance(model.checkpoint_path, Remote) or model.step not in needed
+        if model.step == step or (model.state == "rejected" and unneeded):
             continue
         try:
             if checkpoint_digest(model.checkpoint_path) == model.digest:

@@ -22,7 +22,7 @@ from rl_assets.verify.automation import automation
 from rl_assets.verify.finding import Finding
 from rl_assets.verify.operations import newest_migration, operations
 from rl_assets_tests.a2a.sdk import Servers
-from rl_assets_tests.registry.made import LINE, a_base, a_candidate, evaluated
+from rl_assets_tests.registry.made import LINE, a_base, a_batch, a_candidate, evaluated
 
 
 @pytest.fixture
@@ -205,6 +205,11 @@ def test_a_lost_checkpoint_is_told_where_somebody_may_want_it(conn: psycopg.Conn
         (promote if is_better else reject)(conn, LINE, step)
     for lost in (1, 3):
         shutil.rmtree(tmp_path / LINE / f"{lost:04d}")
+    # One that was turned down is deleted at W&B, whatever was trained on it.
+    evaluated(conn, a_candidate(conn, tmp_path, 4), promote=False)
+    reject(conn, LINE, 4)
+    conn.execute("UPDATE rl_assets.models SET checkpoint_path = 'wandb-artifact:///team/p/line:step4' WHERE step = 4")
+    a_batch(conn, "later", 4, state="rejected")
     told = [finding for finding in registry(conn, Settings(tmp_path, model_line=LINE)) if finding.state != "pass"]
     assert [(finding.check, finding.state) for finding in told if finding.check.startswith("step")] == [
         ("step 1", "warn")
