@@ -122,7 +122,7 @@ class Watch:
         if not text:
             return cls()
         value = json.loads(text)
-        since, horizon = (value.get(name) for name in ("since", "horizon"))
+        since, horizon = value["since"], value.get("horizon")  # a cursor of before there were parts has no horizon
         return cls(
             None if since is None else datetime.fromisoformat(since),
             value["seen"],
@@ -166,11 +166,9 @@ def _plan(
     waiting = {w for w in watch.unsettled if w not in taken} | {w for w in taken if settles_at(w) > now}
     left = [state.newest_updated_at for state in states if state.window_id not in seen]
     changes = [state.newest_updated_at for state in states]
-    since = min(left) if left else max(changes, default=watch.since)
-    if since is None:
-        since = reached
+    since = min(left) if left else max(changes, default=watch.since or reached)
     if since is None:
         return taken, Watch(None, seen, tuple(sorted(waiting)))
     # A recorder whose clock is ahead must not hide what others write until then.
-    since = min(since, now, now if reached is None else reached)
+    since = min(since, now, reached or now)
     return taken, Watch(since, seen, tuple(sorted(waiting)), min(since, now - OVERLAP))

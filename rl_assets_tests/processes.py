@@ -12,7 +12,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -84,24 +84,30 @@ def run(data: Path, *arguments: str) -> tuple[int, str]:
     return command.returncode, said
 
 
+def until(done: Callable[[], bool], seconds: float = 600.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(1)
+
+
 @contextmanager
 def served(data: Path) -> Iterator[str]:
     """The web interface on a data directory, as `make ui` starts it: its address."""
     port = free_port()
     command = start(data, "ui", "--port", str(port))
     url = f"http://127.0.0.1:{port}"
+
+    def is_up() -> bool:
+        assert command.poll() is None, command.communicate()[0]
+        return answers(url)
+
+    at_work = "SELECT 1 FROM runs WHERE status IN ('STARTING', 'STARTED')"
     try:
-        deadline = time.monotonic() + 180
-        while not answers(url):
-            assert command.poll() is None, command.communicate()[0]
-            assert time.monotonic() < deadline, "the web interface does not answer"
-            time.sleep(0.5)
+        until(is_up, 180)
         yield url
         # A batch is decided upon before its run has ended, and Ctrl-C ends runs as failed.
-        deadline = time.monotonic() + 600
-        while query(data, "SELECT 1 FROM runs WHERE status IN ('STARTING', 'STARTED')", dagster=True):
-            assert time.monotonic() < deadline, "a run does not end"
-            time.sleep(1)
+        until(lambda: not query(data, at_work, dagster=True))
     finally:
         command.send_signal(signal.SIGINT)
         command.communicate(timeout=300)

@@ -108,8 +108,8 @@ def trajectory_window_sensor(context: dg.SensorEvaluationContext, database: Data
 
     now = datetime.now(UTC)
     watch = Watch.from_json(context.cursor)
+    busy = live_partitions(context.instance, window_job.name)
     with database.connect() as conn:
-        busy = live_partitions(context.instance, window_job.name)
         changes = changed_windows(conn, watch.horizon, FIRST_WINDOW)
         taken, after = plan(watch, changes, busy, now, MOST_WINDOWS)
         waiting = unjudged_windows(conn, window_of(now - JUDGED_FOR)) if judge.chosen.kind == "ruler" else []

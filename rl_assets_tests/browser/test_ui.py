@@ -194,6 +194,9 @@ def test_a_person_forces_a_training(page: Page, address: str, looped: Path):
     forced = query(looped, "SELECT forced_by, id FROM rl_assets.batches ORDER BY created_at DESC LIMIT 1")
     assert forced[0][0] == "a person at the launchpad"
     until(page, lambda: not query(looped, undecided), "the decision", looped)
+    claims = query(looped, "SELECT DISTINCT batch_id FROM rl_assets.offers WHERE batch_id IS NOT NULL")
+    twice = query(looped, "SELECT trajectory_id FROM rl_assets.offered_episodes GROUP BY 1 HAVING count(*) > 1")
+    assert len(claims) >= 2 and twice == []
     page.goto(f"{address}/assets/training_batches?view=partitions&partition={forced[0][1]}")
     expect(page.get_by_text("a person at the launchpad").first).to_be_visible(timeout=PATIENCE)
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import time
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 import pytest
 
 from rl_assets.episodes import window_of
-from rl_assets_tests.processes import query, record_late
+from rl_assets_tests.processes import query, record_late, until
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -94,13 +93,6 @@ class Ui:
                 ORDER BY 2""",
             dagster=True,
         )
-
-
-def until(done: Callable[[], bool], seconds: float = 600.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not done():
-        assert time.monotonic() < deadline
-        time.sleep(1)
 
 
 @pytest.fixture

@@ -68,8 +68,11 @@ def service(line: str, env: dict[str, str], directory: Path) -> Iterator[Callabl
             yield lambda: process.poll() is None
             assert process.poll() is None, log.read_text(errors="replace")
             process.terminate()
-            with suppress(subprocess.TimeoutExpired):  # a code server waits for calls that are under way
+            try:
                 process.wait(90)
+            except subprocess.TimeoutExpired:
+                if "code-server" not in line:  # that waits for calls which are under way, and once for 300 s
+                    raise
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)

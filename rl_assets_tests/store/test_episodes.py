@@ -241,6 +241,7 @@ def test_changed_windows_reports_news_alone(conn: psycopg.Connection):
     first, second = news(conn)
     assert (first.window_id, first.rows) == (WINDOW, 2)
     assert (second.window_id, second.rows) == ("2026-11-23T09:00", 1)
+    assert next(changed_windows(conn, None, rows=1)).states == [first]
     assert news(conn, second.newest_updated_at)[-1] == second
     assert news(conn, second.newest_updated_at + timedelta(seconds=1)) == []
     conn.execute('UPDATE trajectories SET "judgedAt" = now(), "updatedAt" = now() WHERE "windowId" = %s', [WINDOW])
