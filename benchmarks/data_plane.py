@@ -117,7 +117,7 @@ def group(_: str, directory: Path) -> None:
     from rl_assets.grouping import deal
     from rl_assets.store.window_files import read_alike, write_groups
 
-    alike, _ = read_alike(directory / "trajectories.parquet")
+    alike = read_alike(directory / "trajectories.parquet")
     write_groups(directory / "groups.parquet", deal(alike, window_id=WINDOW, group_size=SIBLINGS))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from json.encoder import encode_basestring_ascii as _quoted
@@ -44,6 +45,20 @@ class Alike(NamedTuple):
     scenario_id: str | None
     not_trainable: str | None
     trajectory_ids: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """One of `of` shares of a window, counted from 0: what may be compared with each other is in one share."""
+
+    number: int = 0
+    of: int = 1
+
+    def holds(self, policy: Policy, snapshot_id: str | None, scenario_id: str | None) -> bool:
+        """Whether an episode is in this share, by what every episode of its groups has in common."""
+        # As text, since the hash of a string is another one in each process.
+        common = repr((policy.name, policy.step, snapshot_id, scenario_id if snapshot_id is None else None))
+        return zlib.crc32(common.encode("utf-8", "backslashreplace")) % self.of == self.number
 
 
 def build_groups(

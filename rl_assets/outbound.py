@@ -114,7 +114,7 @@ class Transport(httpx.HTTPTransport):
     """Connects to the addresses that a host has now, if they may be called. Raises Forbidden."""
 
     def __init__(self) -> None:
-        super().__init__(verify=_certificates())
+        super().__init__(verify=certificates())
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         host, port = request.url.host, request.url.port
@@ -131,7 +131,7 @@ class AsyncTransport(httpx.AsyncHTTPTransport):
     """The same for asyncio."""
 
     def __init__(self) -> None:
-        super().__init__(verify=_certificates())
+        super().__init__(verify=certificates())
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         host, port = request.url.host, request.url.port
@@ -147,8 +147,8 @@ class AsyncTransport(httpx.AsyncHTTPTransport):
 
 
 @cache
-def _certificates() -> ssl.SSLContext:
-    """Read once: it takes 40 ms."""
+def certificates() -> ssl.SSLContext:
+    """Which servers are believed to be who they say. Read once: it takes 40 ms."""
     return httpx.create_ssl_context()
 
 

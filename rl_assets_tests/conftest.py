@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 from collections.abc import Iterator
@@ -11,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import pytest
 from hypothesis import HealthCheck, settings
+from PIL import Image
 
+from rl_assets.collector import collect_seldom
 from rl_assets.settings import prepare_environment
 from rl_assets.store.database import connect, migrate
 from rl_assets.store.embedded import EmbeddedPostgres
-from rl_assets_tests.processes import SMALL, a_reachable_directory, left_running, run, served, settled
+from rl_assets_tests.processes import a_reachable_directory, left_running, run, served, settled
 
 if TYPE_CHECKING:
     from rl_assets_tests.a2a.sdk import Servers
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
 if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores, and the models of tests are small
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 prepare_environment()
+collect_seldom()
 # How long an example takes says how busy the machine is, and nothing about what is tested.
 settings.register_profile("rl-assets", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("rl-assets")
@@ -30,11 +34,12 @@ settings.load_profile("rl-assets")
 _numbers = itertools.count()
 
 TOGETHER = {
-    "rl_assets_tests/integration/test_backfill.py": "looped",
+    "rl_assets_tests/integration/test_demo.py": "looped",
     "rl_assets_tests/browser/": "looped",
+    "rl_assets_tests/integration/test_backfill.py": "looped",
     "rl_assets_tests/crash/": "crash",
 }
-"""By how they begin, the files whose tests share what takes long to make, and by what name."""
+"""By how they begin, in order, the files whose tests share what takes long to make, and by what name."""
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -52,7 +57,17 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Several workers begin with what takes longest."""
     if hasattr(config, "workerinput"):
-        items.sort(key=lambda item: (_scope(item.nodeid) not in TOGETHER.values(), "/integration/" not in item.nodeid))
+        items.sort(key=lambda item: (_place(item.nodeid), "/integration/" not in item.nodeid))
+
+
+def _place(nodeid: str) -> int:
+    return next((place for place, path in enumerate(TOGETHER) if nodeid.startswith(path)), len(TOGETHER))
+
+
+def pytest_collection_finish() -> None:
+    """Modules are no garbage: whoever looks for some, as ART does after a training, need not look through them."""
+    gc.collect()
+    gc.freeze()
 
 
 def _scope(nodeid: str) -> str:
@@ -115,13 +130,20 @@ def weak_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def looped(weak_policy: Path) -> Iterator[Path]:
-    """A data directory on which the loop has run once, from playing to the gate's decision, through a real daemon."""
+def demo(weak_policy: Path) -> Iterator[tuple[Path, str]]:
+    """A data directory on which a small demo has run, through a real daemon, and what the demo said."""
     with a_reachable_directory() as directory:
         data = settled(directory, weak_policy)
-        code, said = run(data, *SMALL)
+        code, said = run(data, "demo", "--threshold", "48")
         assert code == 0, said
-        yield data
+        assert left_running(data) == []
+        yield data, said
+
+
+@pytest.fixture(scope="session")
+def looped(demo: tuple[Path, str]) -> Path:
+    """A data directory on which the loop has run once, from playing to the gate's decision."""
+    return demo[0]
 
 
 @pytest.fixture(scope="session")
@@ -151,6 +173,13 @@ def _database(server: EmbeddedPostgres, template: str) -> Iterator[str]:
         conn.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY FILE_COPY")  # pyright: ignore
         yield server.url(name)
         conn.execute(f"DROP DATABASE {name} WITH (FORCE)")  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures are composed and stay blank: drawing takes half the time of an asset, and has tests of its own."""
+    monkeypatch.setattr("matplotlib.figure.Figure.draw", lambda *_: None)
+    monkeypatch.setattr("rl_assets.reports.drawing.with_palette", lambda _: Image.new("P", (1, 1)))
 
 
 @pytest.fixture

@@ -22,10 +22,6 @@ import psycopg
 from rl_assets.services import databases
 from rl_assets.settings import REPOSITORY, Settings
 
-SMALL = ["harness", "--train", "--snapshots", "8", "--siblings", "8", "--gate-snapshots", "8", "--threshold", "48"]
-"""A loop that takes a minute: few episodes, a gate too small to open, and a threshold that they reach once."""
-
-
 MEMORY, ROOM = Path("/dev/shm"), 4 << 30
 
 

@@ -26,6 +26,8 @@ from rl_assets_tests.agents.endpoint_server import HOLD, Asked, LoopbackModel, R
 from rl_assets_tests.market.babylon.made import generated, written
 from rl_assets_tests.reports.pages import HOSTILE, Page, worlds
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 SMALL = worlds(2)
 CHOSEN = [option for snapshot, _ in SMALL for option in ("--snapshot", snapshot.id)]
 

@@ -35,16 +35,21 @@ from rl_assets_tests.documented import PAGES, of_page, typed
 from rl_assets_tests.processes import a_reachable_directory, settled
 from rl_assets_tests.registry.made import LINE, a_candidate, evaluated
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 LINK = re.compile(r"\]\(([^)#]+)(#[^)]*)?\)")
 SPAN = re.compile(r"`((?:rl-assets|make|dagster) [^`]+)`")
 MAKE = ["make", "-o", ".venv/.installed"]
 """Make that leaves the environment as it is."""
 
 ELSEWHERE = {
-    "rl-assets demo": ["integration/test_demo.py::test_the_sensor_trains_on_what_was_played_and_the_gate_decides"],
+    "rl-assets demo": ["conftest.py::demo"],
     "rl-assets ui": ["processes.py::served"],
     "rl-assets harness": ["integration/test_harness.py::test_a_seed_is_played_alike_by_any_process"],
-    "rl-assets harness --train": ["processes.py::SMALL", "conftest.py::looped"],
+    "rl-assets harness --train": [
+        "integration/test_harness.py::SMALL",
+        "integration/test_harness.py::test_below_the_threshold_nothing_is_trained_and_the_code_says_so",
+    ],
     "rl-assets serve train-000000-6b106b212a67": [
         "a2a/test_commands.py::test_a_served_snapshot_is_played_and_recorded"
     ],
@@ -234,7 +239,7 @@ def what_the_daemon_does() -> None:
     """Read, group and judge the hours that were played, by the job that the window sensor starts."""
     with connect(os.environ["DATABASE_URL"]) as conn:
         hours = [hour for (hour,) in conn.execute('SELECT DISTINCT "windowId" FROM trajectories')]
-    with dg.instance_for_test() as instance:
+    with dg.DagsterInstance.ephemeral() as instance:
         for hour in hours:
             job = defs.resolve_job_def("pipeline_window")
             assert job.execute_in_process(partition_key=hour, instance=instance).success

@@ -6,17 +6,26 @@ import importlib.util
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from rl_assets import window_groups
 from rl_assets.agents.runner import Assignment, ReferenceAgent, play
+from rl_assets.episodes import Policy
 from rl_assets.errors import ConfigurationError, MalformedInput
+from rl_assets.grouping import Share
 from rl_assets.judging.parts import Chosen
 from rl_assets.market.generate import generate
 from rl_assets.settings import RulerSettings, Settings
 from rl_assets.spread import spread, width
+from rl_assets.store.episodes import WindowPart
+from rl_assets.store.window_files import written_window
+from rl_assets.window_groups import Grouping, group_window
+from rl_assets_tests.store.made import SAMPLE, WINDOW
 
 RAY = importlib.util.find_spec("ray") is not None
 on_ray = [
@@ -35,6 +44,22 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_a_cluster_it_is_map():
     assert list(spread(abs, [3, -1, -2])) == [3, 1, 2]
     assert width() == 1
+
+
+@settings(max_examples=50)
+@given(shares=st.integers(1, 9), group_size=st.integers(2, 9))
+def test_a_window_has_the_same_groups_in_however_many_shares(
+    tmp_path_factory: pytest.TempPathFactory, shares: int, group_size: int
+):
+    grouping = Grouping(a_window(tmp_path_factory.mktemp("window")), WINDOW, group_size)
+    whole = grouping(Share())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(window_groups, "width", lambda: shares)
+        patch.setattr(window_groups, "SHARE", 1)
+        assert group_window(grouping, 60) == whole
+    parts = [grouping(Share(number, shares)).groups for number in range(shares)]
+    assert sorted(group.group_id for part in parts for group in part) == sorted(g.group_id for g in whole.groups)
+    assert shares == 1 or sum(map(bool, parts)) > 1
 
 
 def test_an_unknown_way_to_spread_is_refused():
@@ -64,6 +89,21 @@ def test_judges_side_by_side_share_what_one_may_ask_for():
     assert (one.shared(3).concurrency, one.shared(3).requests_per_minute) == (2, 20)
     assert (one.shared(100).concurrency, one.shared(100).requests_per_minute) == (1, 1)
     assert RulerSettings().shared(4).requests_per_minute == 0
+
+
+def a_window(directory: Path) -> Path:
+    """The file of a window of sixty episodes: of policies, snapshots, prompts and scenarios that mix."""
+    kinds = [
+        replace(SAMPLE, policy=Policy(name, step), snapshot_id=snapshot, scenario_id=scenario, steps=steps)
+        for name, step in (("a", 0), ("a", 1), ("b", None))
+        for snapshot in (None, "one", "two")
+        for scenario in ("lobby", None)
+        for steps in (SAMPLE.steps, ())
+    ]
+    with written_window(directory) as add:
+        some = [replace(kinds[number * 7 % len(kinds)], trajectory_id=str(1000 + number)) for number in range(60)]
+        add(WindowPart(some, [], dict.fromkeys((one.trajectory_id for one in some), "2026-11-23 08:30:00")))
+    return directory / "trajectories.parquet"
 
 
 @dataclass
@@ -166,3 +206,12 @@ class TestOnRay:
 
         assert list(spread(dies_once, range(3))) == [0, 1, 2]
         assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1", "2"]
+
+    def test_a_window_is_grouped_over_two_nodes_as_in_one_process(
+        self, two_nodes: TwoNodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        grouping = Grouping(a_window(tmp_path), WINDOW, 8)
+        monkeypatch.setattr(window_groups, "SHARE", 20)
+        there = group_window(grouping, 60)
+        monkeypatch.delenv("RL_ASSETS_SPREAD")
+        assert there == group_window(grouping, 60)

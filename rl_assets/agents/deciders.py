@@ -36,7 +36,7 @@ KEY_NAME = re.compile(r"[A-Z][A-Z0-9_]*_API_KEY")
 RETRIES = 2
 
 
-class Decider(Protocol):
+class TurnDecider(Protocol):
     """policy: what its episodes are recorded under. sampling: None where nothing is drawn from a distribution."""
 
     policy: Policy
@@ -49,7 +49,7 @@ class Decider(Protocol):
         ...
 
 
-def decider_of(job: Job) -> Decider:
+def decider_of(job: Job) -> TurnDecider:
     """Who decides for a job. Raises MalformedInput or ConfigurationError where that cannot be read or had."""
     if job.kind == "reference":
         return _Rule(_text(job, "name"))

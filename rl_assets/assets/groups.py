@@ -1,7 +1,7 @@
 """GRPO groups: episodes of an hour that may be compared with each other, named by the hash of their members."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -51,23 +51,24 @@ SHOWN = 400
 def grpo_groups(
     context: dg.AssetExecutionContext, lake: Lake, judge: Judge, trainer: Trainer
 ) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult]:
-    from rl_assets.grouping import deal
     from rl_assets.reports.plots import group_spread
-    from rl_assets.store.window_files import read_alike, write_groups
+    from rl_assets.store.window_files import read_expected_pnl, write_groups
+    from rl_assets.window_groups import Grouping, group_window
     from rl_assets.windows import hold_back
 
     lost, unstable, spread = [], [], {}
     with plainly():
         for window in read_hours(context, lake, "trajectories.parquet", "recorded_trajectories"):
             directory = lake.window(window)
-            alike, pnl = read_alike(directory / "trajectories.parquet")
-            how = {"window_id": window, "group_size": judge.members, "recompute": trainer.recompute_logprobs}
-            groups = deal(alike, **how)
-            backwards = [some._replace(trajectory_ids=some.trajectory_ids[::-1]) for some in reversed(alike)]
-            if deal(backwards, **how) != groups:
+            pnl = read_expected_pnl(directory / "trajectories.parquet")
+            grouping = Grouping(
+                directory / "trajectories.parquet", window, judge.members, recompute=trainer.recompute_logprobs
+            )
+            grouped = group_window(grouping, len(pnl))
+            if not grouped.stable:
                 unstable.append({"window": window})
-            lost += _miscounted(window, pnl["trajectory_id"].to_pylist(), groups)
-            groups = hold_back(groups, window, datetime.now(UTC), judge.members)
+            lost += _miscounted(window, pnl["trajectory_id"].to_pylist(), grouped.groups)
+            groups = hold_back(grouped.groups, window, datetime.now(UTC), judge.members)
             write_groups(directory / "groups.parquet", groups)
             spread |= _spread(groups, pnl)
             context.add_asset_metadata(
@@ -94,13 +95,13 @@ def grpo_groups(
     yield dg.MaterializeResult(metadata={"windows_in_run": len(context.partition_keys), **shown})
 
 
-def _miscounted(window: str, ids: list[str], groups: list["Group"]) -> list[dict]:
+def _miscounted(window: str, ids: list[str], groups: Sequence["Group"]) -> list[dict]:
     members = Counter(member for group in groups for member in group.trajectory_ids)
     members.subtract(ids)
     return [{"window": window, "trajectory": one, "groups": 1 + more} for one, more in sorted(members.items()) if more]
 
 
-def _spread(groups: list["Group"], pnl: "pa.Table") -> dict[str, list[float]]:
+def _spread(groups: Sequence["Group"], pnl: "pa.Table") -> dict[str, list[float]]:
     """Expected PnL in dollars of the members of up to SHOWN trainable groups, which their names choose."""
     import pyarrow as pa
     import pyarrow.compute as pc

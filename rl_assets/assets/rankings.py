@@ -4,7 +4,7 @@ import math
 from array import array
 from collections import Counter
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import dagster as dg
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from rl_assets.judging import Judge as JudgeProtocol
     from rl_assets.judging import JudgementSet
+    from rl_assets.judging.ruler import RulerJudge
 
 GROUPS_AT_ONCE = 500
 """Groups whose episodes are in memory while they are judged."""
@@ -69,8 +70,6 @@ def judged_rankings(
 ) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult]:
     from rl_assets.judging import JudgementSet
     from rl_assets.judging.parts import Judging, Part
-    from rl_assets.judging.ruler import RulerJudge
-    from rl_assets.judging.ruler_report import sets_plot
     from rl_assets.reports.plots import reward_histogram
     from rl_assets.store.ledger import record_judgements
     from rl_assets.store.window_files import read_groups, read_versions, window_episodes, write_rankings
@@ -93,8 +92,8 @@ def judged_rankings(
             unrepeated += [{"window": window, "group": group_id} for group_id in found.unstable]
             for policy, scores in found.by_policy.items():
                 by_policy.setdefault(policy, array("d")).extend(scores)
-            if isinstance(ranker, RulerJudge) and found.report is not None:
-                ranker.report.add(found.report)
+            if found.report is not None:
+                cast("RulerJudge", ranker).report.add(found.report)
         judgement = JudgementSet.of(window, ranker, rankings, groups)
         told, words_decided = _of_the_judge(ranker, window)
         swayed += words_decided
@@ -120,7 +119,7 @@ def judged_rankings(
                 ),
                 "episodes_newly_offered": offered,
                 "agreement_with_earlier_sets": table(earlier),
-                **({"agreement_between_sets": picture(sets_plot(earlier))} if earlier else {}),
+                **_agreement(earlier),
                 "file": dg.MetadataValue.path(str(directory / "rankings.parquet")),
                 **told,
             },
@@ -164,13 +163,11 @@ def _incomplete(judgement: "JudgementSet") -> list[dict]:
 
 def _of_the_judge(judge: "JudgeProtocol", window: str) -> tuple[dict[str, Any], list[dict]]:
     """What there is to tell of an LLM that judged, and the groups in which words rather than actions moved it."""
-    from rl_assets.judging.ruler import RulerJudge
-
-    if not isinstance(judge, RulerJudge):
+    report = getattr(judge, "report", None)
+    if report is None:
         return {}, []
     from rl_assets.judging.ruler_report import agreement_plot, figures, position_plot, quarantined, swayed
 
-    report = judge.report
     told = figures(report)
     told |= {
         "quarantined_by_class": counts("class", told["quarantined_by_class"]),
@@ -180,6 +177,14 @@ def _of_the_judge(judge: "JudgeProtocol", window: str) -> tuple[dict[str, Any], 
         "position_bias": picture(position_plot(report)),
     }
     return told, [{"window": window, **row} for row in swayed(report)]
+
+
+def _agreement(earlier: list[dict]) -> dict[str, dg.MarkdownMetadataValue]:
+    if not earlier:
+        return {}
+    from rl_assets.judging.ruler_report import sets_plot
+
+    return {"agreement_between_sets": picture(sets_plot(earlier))}
 
 
 def _earlier(conn: "psycopg.Connection", judgement: "JudgementSet") -> list[dict]:

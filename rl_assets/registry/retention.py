@@ -20,7 +20,7 @@ from rl_assets.registry import archive
 from rl_assets.registry.checkpoints import Remote
 from rl_assets.registry.models import get_model, list_models, playable, protected_steps
 from rl_assets.registry.partial import abandoned, size_of, sweep
-from rl_assets.registry.rows import Model, lock
+from rl_assets.registry.rows import lock
 from rl_assets.settings import ServerlessSettings
 
 KEEP = 5
@@ -56,20 +56,24 @@ def pruned_steps(conn: psycopg.Connection, model_line: str) -> set[int]:
     return {step for (step,) in rows}
 
 
-def prunable(conn: psycopg.Connection, model_line: str, checkpoints: Path, keep: int) -> list[Model]:
-    """Models whose checkpoints may go, the oldest first: not needed, not among the newest `keep`, and still on disk or
-    in the store.
+def prunable(conn: psycopg.Connection, model_line: str, checkpoints: Path, keep: int) -> list[Pruned]:
+    """Checkpoints that may go, the oldest first: not needed, not among the newest `keep`, and still on disk or in the
+    store.
 
     checkpoints: the directory of the line's steps. At least the newest is kept: the number of the next step follows it.
     """
     models = list_models(conn, model_line)
     stay = needed_steps(conn, model_line) | {model.step for model in models[: max(keep, 1)]}
-    here = [m for m in models if isinstance(m.checkpoint_path, Path) and _is_of(m.checkpoint_path, checkpoints)]
-    gone = pruned_steps(conn, model_line)
-    return sorted(
-        (m for m in here if m.step not in stay | gone and _is_there(Path(m.checkpoint_path))),
-        key=lambda model: model.step,
-    )
+    stay |= pruned_steps(conn, model_line)
+    found = []
+    for model in sorted(models, key=lambda model: model.step):
+        path = model.checkpoint_path
+        if model.step in stay or not isinstance(path, Path) or not _is_of(path, checkpoints):
+            continue
+        size = _bytes_at(path)
+        if size is not None:
+            found.append(Pruned(model.step, path, size))
+    return found
 
 
 def prune(
@@ -82,11 +86,10 @@ def prune(
     leftovers = [Pruned(None, path, size_of(path)) for path in abandoned(checkpoints)] if checkpoints.is_dir() else []
     if dry_run:
         begun = [Pruned(step, path, size) for step, path, size in _unfinished(conn, model_line)]
-        models = prunable(conn, model_line, checkpoints, keep)
-        return [*begun, *(_sized(model) for model in models), *leftovers]
+        return [*begun, *prunable(conn, model_line, checkpoints, keep), *leftovers]
     with conn.transaction():
         lock(conn, model_line)
-        for found in map(_sized, prunable(conn, model_line, checkpoints, keep)):
+        for found in prunable(conn, model_line, checkpoints, keep):
             conn.execute(
                 "INSERT INTO rl_assets.pruned_checkpoints (model_line, step, path, bytes) VALUES (%s, %s, %s, %s)",
                 [model_line, found.step, str(found.path), found.bytes],
@@ -150,7 +153,9 @@ def _finish(conn: psycopg.Connection, model_line: str, checkpoints: Path, step: 
     aside = path.with_name(f".pruned-{path.name}")
     with conn.transaction():
         lock(conn, model_line)
-        stays = _is_there(path) and (step in needed_steps(conn, model_line) or not _is_of(path, checkpoints))
+        stays = _bytes_at(path) is not None and (
+            step in needed_steps(conn, model_line) or not _is_of(path, checkpoints)
+        )
         if stays:
             forget_pruning(conn, model_line, step)
         elif path.is_dir():
@@ -184,15 +189,11 @@ def _is_copy(path: Path) -> bool:
     return path.is_dir() and archive.archive_of(path) is not None
 
 
-def _is_there(path: Path) -> bool:
-    return path.is_dir() or archive.kept_bytes(path) is not None
+def _bytes_at(path: Path) -> int | None:
+    """The size of a checkpoint here or, failing that, in the store; None where it is in neither."""
+    return size_of(path) if path.is_dir() else archive.kept_bytes(path)
 
 
 def _is_of(path: Path, checkpoints: Path) -> bool:
     """Whether a path is that of a step in the directory of steps, and nothing else that a row may name."""
     return path.name.isdigit() and path.parent.resolve() == checkpoints.resolve()
-
-
-def _sized(model: Model) -> Pruned:
-    path = Path(model.checkpoint_path)
-    return Pruned(model.step, path, size_of(path) if path.is_dir() else archive.kept_bytes(path) or 0)

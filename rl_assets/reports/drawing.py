@@ -9,6 +9,7 @@ import io
 import math
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -22,8 +23,8 @@ SERIES = (BLUE, ORANGE, GREEN, PURPLE, SKY, AMBER, "#5A5A5A", "#000000")
 """Colours of Okabe and Ito, which people with any colour vision can tell apart."""
 INK, MUTED, GRID = "#222222", "#6B6B6B", "#E3E3E3"
 WIDTH, HEIGHT, DPI = 900, 400, 100
-COLOURS = 64
-"""Colours kept in a PNG: text stays smooth, and the file a third of its size."""
+COLOURS = 128
+"""Colours kept in a PNG: text stays smooth, and the file less than half its size."""
 LONGEST_LABEL = 32
 
 
@@ -110,7 +111,26 @@ def png(figure: Figure) -> bytes:
     """The figure as PNG bytes without metadata: the same figure gives the same bytes."""
     agg = FigureCanvasAgg(figure)
     agg.draw()
-    pixels = Image.frombytes("RGBA", agg.get_width_height(), bytes(agg.buffer_rgba())).convert("RGB")
     buffer = io.BytesIO()
-    pixels.quantize(COLOURS, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
+    with_palette(np.asarray(agg.buffer_rgba())[..., :3]).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def with_palette(rgb: np.ndarray) -> Image.Image:
+    """The image in its COLOURS most frequent colours, told apart to 5 bits; all others become the nearest of them.
+
+    rgb: (height, width, 3) of uint8. Pillow's median cut takes three times as long, which a run that draws notices.
+    """
+    red, green, blue = (rgb[..., channel].astype(np.uint16) >> 3 for channel in range(3))
+    cells = red << 10 | green << 5 | blue
+    flat = cells.ravel()
+    counts = np.bincount(flat)
+    used = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]
+    sums = [np.bincount(flat, weights=rgb[..., channel].ravel())[used] for channel in range(3)]
+    means = np.stack(sums, axis=1) / counts[used, None]
+    palette = means[:COLOURS]
+    nearest = np.zeros(len(counts), np.uint8)
+    nearest[used] = ((means[:, None] - palette) ** 2).sum(axis=2).argmin(axis=1)
+    image = Image.fromarray(nearest[cells], "P")
+    image.putpalette(palette.round().astype(np.uint8).tobytes())
+    return image

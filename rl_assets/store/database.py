@@ -6,6 +6,8 @@ Babylon's tables are created where they are missing and never altered. Our own a
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
@@ -59,6 +61,26 @@ def connect(url: str) -> psycopg.Connection:
     if schema is not None:
         conn.execute(sql.SQL("SET search_path TO {}").format(sql.Identifier(schema)))
     return conn
+
+
+@contextmanager
+def session_lock(conn: psycopg.Connection, kind: int, name: str, *, wait: bool = True) -> Iterator[bool]:
+    """Hold the advisory lock of a class and a name, for as long as the block runs or the connection lives.
+
+    Without waiting, gives False where somebody else holds it.
+    """
+    key = [kind, name]
+    held = True
+    if wait:
+        conn.execute("SELECT pg_advisory_lock(%s, hashtext(%s))", key)
+    else:
+        row = conn.execute("SELECT pg_try_advisory_lock(%s, hashtext(%s))", key).fetchone()
+        held = row is not None and bool(row[0])
+    try:
+        yield held
+    finally:
+        if held and not conn.closed:
+            conn.execute("SELECT pg_advisory_unlock(%s, hashtext(%s))", key)
 
 
 def migrate(url: str) -> None:

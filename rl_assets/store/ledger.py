@@ -20,6 +20,7 @@ from psycopg.types.json import Jsonb
 from rl_assets.episodes import digest
 from rl_assets.errors import DatabaseError, LedgerConflict
 from rl_assets.judging import JudgementSet
+from rl_assets.store.database import session_lock
 from rl_assets.store.mirror import mirror_judgements, mirror_training
 from rl_assets.store.offers import oldest_free, refill, waiting_ids
 from rl_assets.training.manifest import Manifest, ManifestGroup
@@ -99,14 +100,9 @@ def record_judgements(
     episodes wait now that did not wait before. Recording a set again changes nothing but the times of its scores, and
     shows those that were not shown because the first time was interrupted: until then their rows are news.
     """
-    key = [WINDOW_LOCK, judgement.window_id]
-    conn.execute("SELECT pg_advisory_lock(%s, hashtext(%s))", key)  # ends with the connection
-    try:
+    with session_lock(conn, WINDOW_LOCK, judgement.window_id):
         offered = _enter_judgements(conn, judgement)
         mirror_judgements(conn, judgement, versions)
-    finally:
-        if not conn.closed:
-            conn.execute("SELECT pg_advisory_unlock(%s, hashtext(%s))", key)
     return offered
 
 

@@ -14,8 +14,7 @@ reached the market, so it is neither played nor paid for again. Ticks end up pla
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import Enum
@@ -27,6 +26,7 @@ from psycopg.types.json import Jsonb
 
 from rl_assets.errors import DatabaseError, MalformedInput
 from rl_assets.store.agents import provision_agents
+from rl_assets.store.database import session_lock
 from rl_assets.store.record import naive, plain_text
 from rl_assets.turns import Kind
 
@@ -168,17 +168,9 @@ def live_agents(conn: psycopg.Connection, *, active: bool = False) -> list[LiveA
         ).fetchall()
 
 
-@contextmanager
-def alone(conn: psycopg.Connection, agent_id: str) -> Iterator[bool]:
+def alone(conn: psycopg.Connection, agent_id: str) -> AbstractContextManager[bool]:
     """Hold an agent, for as long as the block runs or the connection lives; False where somebody else does."""
-    key = [LOCK, agent_id]
-    row = conn.execute("SELECT pg_try_advisory_lock(%s, hashtext(%s))", key).fetchone()
-    held = row is not None and bool(row[0])
-    try:
-        yield held
-    finally:
-        if held and not conn.closed:
-            conn.execute("SELECT pg_advisory_unlock(%s, hashtext(%s))", key)
+    return session_lock(conn, LOCK, agent_id, wait=False)
 
 
 def begin_tick(

@@ -12,14 +12,14 @@ from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import accumulate
+from itertools import accumulate, compress
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rl_assets.collector import paused_collector
 from rl_assets.episodes import Episode, Policy
-from rl_assets.grouping import Alike, Group
+from rl_assets.grouping import Alike, Group, Share
 from rl_assets.judging import JudgementSet
 from rl_assets.places import Place, local_file, whole_file
 from rl_assets.store.episodes import WindowPart
@@ -82,18 +82,28 @@ def written_window(directory: Place) -> Iterator[Callable[[WindowPart], None]]:
 
 
 @paused_collector()
-def read_alike(path: Place) -> tuple[list[Alike], pa.Table]:
-    """Which episodes of a window have all in common that grouping asks for, and the expected PnL by trajectory id.
+def read_alike(path: Place, share: Share = Share()) -> list[Alike]:
+    """Which episodes of a window, or of a share of it, have all in common that grouping asks for.
 
     Reads these columns alone. Raises MalformedInput if the file is not what `written_window` makes.
     """
     with parquet_file(path, TRAJECTORIES) as file, readable(path):
-        table = file.read(["trajectory_id", "policy", *_COMMON, "expected_pnl"]).flatten()
+        table = file.read(["trajectory_id", "policy", *_COMMON]).flatten()
     keys = ["policy.name", "policy.step", *_COMMON]
     found = table.group_by(keys).aggregate([("trajectory_id", "list")])
-    columns = (found[name].to_pylist() for name in [*keys, "trajectory_id_list"])
-    alike = [Alike(Policy(name, step), *common) for name, step, *common in zip(*columns, strict=True)]
-    return alike, table.select(["trajectory_id", "expected_pnl"])
+    common = [
+        (Policy(name, step), *rest)
+        for name, step, *rest in zip(*(found[name].to_pylist() for name in keys), strict=True)
+    ]
+    held = [share.holds(policy, snapshot, scenario) for policy, snapshot, _, scenario, _ in common]
+    ids = found["trajectory_id_list"].filter(pa.array(held, pa.bool_())).to_pylist()
+    return [Alike._make((*some, members)) for some, members in zip(compress(common, held), ids, strict=True)]
+
+
+def read_expected_pnl(path: Place) -> pa.Table:
+    """Of each episode of a window, `trajectory_id` and `expected_pnl` in dollars. Raises as `read_alike` does."""
+    with parquet_file(path, TRAJECTORIES) as file, readable(path):
+        return file.read(["trajectory_id", "expected_pnl"])
 
 
 def write_groups(path: Place, groups: Sequence[Group]) -> None:

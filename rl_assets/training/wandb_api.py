@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import httpx
 
+from rl_assets import outbound
 from rl_assets.errors import ConfigurationError, ServiceError
 from rl_assets.settings import ServerlessSettings
 from rl_assets.training.submission import Checkpoint, Event
@@ -55,7 +56,9 @@ class WandbApi:
         self._settings, self._key = settings, settings.api_key
         self._deadline = time.monotonic() + seconds
         self._client = httpx.Client(
-            headers={"Authorization": f"Bearer {self._key}"}, timeout=min(settings.request_seconds, seconds)
+            headers={"Authorization": f"Bearer {self._key}"},
+            timeout=min(settings.request_seconds, seconds),
+            verify=outbound.certificates(),
         )
 
     def __enter__(self) -> WandbApi:

@@ -34,6 +34,8 @@ from rl_assets_tests.agents.endpoint_server import (
 from rl_assets_tests.market.babylon.made import generated, written
 from rl_assets_tests.reports.pages import worlds
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 SMALL = worlds(3)
 SECRET = "sk-hunter2"
 

@@ -122,7 +122,7 @@ def test_the_hour_passes_extraction_and_is_grouped_by_scenario(
     wild = {enrol(conn, f"wild-{n}", "endpoint", api(model), scenario="wild") for n in range(2)}
     tick(conn, url, tmp_path)
     agents = {episode.trajectory_id: episode.agent_id for episode in recorded(conn)}
-    with dg.instance_for_test() as instance:
+    with dg.DagsterInstance.ephemeral() as instance:
         done = dg.materialize(
             [recorded_trajectories, grpo_groups],
             partition_key=WINDOW,

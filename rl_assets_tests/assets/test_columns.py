@@ -19,6 +19,8 @@ from rl_assets.store.lake import EPISODES
 from rl_assets.store.window_files import GROUPS, RANKINGS, TRAJECTORIES
 from rl_assets_tests.assets.test_pipeline import WINDOW_ASSETS, materialized, played_hour
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 POSTGRES = {
     "text": "string",
     "character varying": "string",
@@ -69,7 +71,7 @@ def test_the_files_of_an_hour_are_where_the_assets_say_and_hold_what_they_say(
     conn: psycopg.Connection, postgres_url: str, tmp_path: Path
 ):
     window = played_hour(conn, tmp_path)
-    with dg.instance_for_test() as instance:
+    with dg.DagsterInstance.ephemeral() as instance:
         assert materialized(WINDOW_ASSETS, window, instance, postgres_url, tmp_path).success
     for asset in WINDOW_ASSETS:
         told = definitions()[asset.key.to_user_string()]

@@ -29,12 +29,14 @@ from rl_assets.store.episodes import new_trajectory_ids, write_episodes
 from rl_assets.store.snapshots import list_snapshots, register_snapshots
 from rl_assets.windows import start_of
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 WINDOW_ASSETS = [recorded_trajectories, grpo_groups, judged_rankings]
 
 
 @pytest.fixture
 def instance() -> Iterator[dg.DagsterInstance]:
-    with dg.instance_for_test() as one:
+    with dg.DagsterInstance.ephemeral() as one:
         yield one
 
 

@@ -13,6 +13,8 @@ from rl_assets.places import Place, local_file, place_of
 from rl_assets.settings import Settings
 from rl_assets_tests.assets.test_pipeline import WINDOW_ASSETS, materialized, played_hour, why
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 FILES = ("trajectories.parquet", "quarantine.parquet", "groups.parquet", "rankings.parquet")
 
 
@@ -28,7 +30,7 @@ def test_an_hour_in_a_store_is_the_bytes_of_one_on_disk(
     monkeypatch.setenv("RL_ASSETS_STORE", url)
     window = played_hour(conn, tmp_path, Settings(tmp_path, store=place_of(url)))
     played_hour(conn, tmp_path)
-    with dg.instance_for_test() as instance:
+    with dg.DagsterInstance.ephemeral() as instance:
         for data in (tmp_path, url):
             result = materialized(WINDOW_ASSETS, window, instance, postgres_url, data)
             assert result.success, why(result)

@@ -46,7 +46,7 @@ def instance() -> Iterator[dg.DagsterInstance]:
     sent.clear()
     broken.clear()
     refused.clear()
-    with dg.instance_for_test() as one:
+    with dg.DagsterInstance.ephemeral() as one:
         yield one
 
 

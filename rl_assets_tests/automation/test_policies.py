@@ -15,6 +15,8 @@ from rl_assets.automation.policies import DATABASE, JUDGE, TRAINER
 from rl_assets.definitions import defs
 from rl_assets.settings import REPOSITORY, ServerlessSettings
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 TAKES = {
     "pipeline_window": {DATABASE, JUDGE},
     "outcomes": {DATABASE},

@@ -20,7 +20,7 @@ from rl_assets_tests.registry.test_retention import rejected
 
 @pytest.fixture
 def instance() -> Iterator[dg.DagsterInstance]:
-    with dg.instance_for_test() as one:
+    with dg.DagsterInstance.ephemeral() as one:
         yield one
 
 

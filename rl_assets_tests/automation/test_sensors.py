@@ -31,6 +31,13 @@ from rl_assets_tests.store.waiting import LINE, a_champion, recorded, waiting
 
 @pytest.fixture
 def instance() -> Iterator[dg.DagsterInstance]:
+    with dg.DagsterInstance.ephemeral() as one:
+        yield one
+
+
+@pytest.fixture
+def kept_instance() -> Iterator[dg.DagsterInstance]:
+    """One that a schedule finds by a reference to it."""
     with dg.instance_for_test() as one:
         yield one
 
@@ -108,11 +115,11 @@ def test_a_threshold_that_is_none_fails_the_tick_with_one_sentence(
 
 
 def test_the_daily_schedule_decides_like_the_sensor(
-    conn: psycopg.Connection, postgres_url: str, instance: dg.DagsterInstance
+    conn: psycopg.Connection, postgres_url: str, kept_instance: dg.DagsterInstance
 ):
     def look() -> dg.RunRequest | dg.SkipReason:
         with dg.build_schedule_context(
-            instance=instance, resources={"database": Database(url=postgres_url), "trainer": Trainer()}
+            instance=kept_instance, resources={"database": Database(url=postgres_url), "trainer": Trainer()}
         ) as context:
             return daily_training_schedule(context)  # pyright: ignore[reportReturnType]
 
@@ -124,7 +131,7 @@ def test_the_daily_schedule_decides_like_the_sensor(
     waiting(conn, 910, siblings=10, window="2026-11-23T09:00")
     request = look()
     assert isinstance(request, dg.RunRequest)
-    assert instance.has_dynamic_partition("batches", str(request.partition_key))
+    assert kept_instance.has_dynamic_partition("batches", str(request.partition_key))
 
 
 def test_a_window_is_taken_when_it_has_news_and_not_again(

@@ -62,9 +62,8 @@ def trained_here(trained: World, tmp_path: Path) -> Iterator[World]:
 
 
 @pytest.fixture
-def run(trained_here: World, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch) -> Run:
+def run(trained_here: World, instance: dg.DagsterInstance, undrawn: None) -> Run:
     """Materializes assets of the training job for a batch, in this process, as a run with a key if one is given."""
-    monkeypatch.setattr("matplotlib.figure.Figure.draw", lambda *_: None)
     resources = {
         "database": Database(url=trained_here.url),
         "lake": Lake(directory=str(trained_here.data)),

@@ -122,10 +122,14 @@ def main() -> None:
         importlib.import_module(name)
     import torch
     from matplotlib.figure import Figure
+    from PIL import Image
+
+    from rl_assets.reports import drawing
 
     torch.set_num_threads(1)
     # Pictures take half the time and have tests of their own.
     setattr(Figure, "draw", lambda *_: None)  # noqa: B010
+    setattr(drawing, "with_palette", lambda _: Image.new("P", (1, 1)))  # noqa: B010
     # Kept by the functions, and the same for every child.
     audit_kind(WorldConfig())
     audit_kind_skill(WorldConfig())

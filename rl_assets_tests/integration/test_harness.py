@@ -17,9 +17,11 @@ from rl_assets.settings import Settings
 from rl_assets.store.database import connect
 from rl_assets.store.episodes import read_episodes
 from rl_assets.store.snapshots import list_snapshots
-from rl_assets_tests.processes import SMALL, left_running, query, run, settled, start
+from rl_assets_tests.processes import left_running, query, run, settled, start
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(1800)]
+
+SMALL = ["harness", "--train", "--snapshots", "4", "--siblings", "8", "--gate-snapshots", "4", "--threshold"]
 
 
 @pytest.fixture
@@ -28,7 +30,7 @@ def data(reachable: Path, weak_policy: Path) -> Path:
 
 
 def test_below_the_threshold_nothing_is_trained_and_the_code_says_so(data: Path):
-    code, said = run(data, *SMALL[:-1], "100000")
+    code, said = run(data, *SMALL, "100000")
     assert code == 3, said
     assert "of 100000 fresh episodes: nothing is trained" in said
     assert left_running(data) == []
@@ -37,7 +39,7 @@ def test_below_the_threshold_nothing_is_trained_and_the_code_says_so(data: Path)
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_command_leaves_nothing_running(data: Path, number: signal.Signals):
-    command = start(data, *SMALL)
+    command = start(data, *SMALL, "32")
     deadline = time.monotonic() + 600
     assert command.stdout is not None
     for line in command.stdout:

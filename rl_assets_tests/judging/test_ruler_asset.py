@@ -21,6 +21,8 @@ from rl_assets_tests.judging.judge_server import LoopbackJudge
 from rl_assets_tests.judging.ruler_made import episode, grouped, settings
 from rl_assets_tests.store.made import WINDOW
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 @pytest.fixture
 def lake(tmp_path: Path) -> Lake:

@@ -21,6 +21,8 @@ from rl_assets.store.ledger import Batch, get_batch
 from rl_assets_tests.registry.made import GATE, LINE, evaluated
 from rl_assets_tests.reports.pages import Page
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 Run = Callable[..., dg.ExecuteInProcessResult]
 
 

@@ -28,6 +28,8 @@ from rl_assets_tests.registry.made import GATE, LINE, a_candidate
 from rl_assets_tests.reports.pages import Page
 from rl_assets_tests.training.wandb_server import BASE, KEY, loopback_wandb
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 SEED, SIBLINGS = 3, 2
 
 

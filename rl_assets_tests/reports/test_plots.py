@@ -31,7 +31,7 @@ from rl_assets.reports.plots import (
 from rl_assets.store.outcomes import Outcome
 from rl_assets_tests.reports.pages import HOSTILE
 
-LARGEST = 60_000
+LARGEST = 75_000
 """Bytes: pictures are stored inside the metadata of a materialization."""
 POINT = {
     "update": 0.0,

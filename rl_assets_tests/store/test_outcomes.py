@@ -16,6 +16,8 @@ from rl_assets.resources import Database
 from rl_assets.store.database import connect
 from rl_assets.store.outcomes import MOST_WINDOWS, Outcome, astray, due_windows, recorded_outcomes, track_outcomes
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 HOUR = "2026-11-23T08:00"
 START = datetime(2026, 11, 23, 8)
 

@@ -20,6 +20,7 @@ from rl_assets.store.episodes import Reject, WindowPart
 from rl_assets.store.lake import read_episodes_parquet, write_episodes_parquet
 from rl_assets.store.window_files import (
     read_alike,
+    read_expected_pnl,
     read_groups,
     read_versions,
     window_episodes,
@@ -90,9 +91,9 @@ def test_grouping_by_columns_is_grouping_of_episodes(tmp_path: Path, kinds: list
     some = numbered(kinds)
     with written_window(tmp_path) as add:
         add(part_of(some))
-    alike, pnl = read_alike(tmp_path / "trajectories.parquet")
-    groups = deal(alike, window_id=WINDOW, group_size=group_size)
+    groups = deal(read_alike(tmp_path / "trajectories.parquet"), window_id=WINDOW, group_size=group_size)
     assert groups == build_groups(some, window_id=WINDOW, group_size=group_size)
+    pnl = read_expected_pnl(tmp_path / "trajectories.parquet")
     assert pnl.to_pylist() == [{"trajectory_id": e.trajectory_id, "expected_pnl": e.expected_pnl} for e in some]
     write_groups(tmp_path / "groups.parquet", groups)
     assert read_groups(tmp_path / "groups.parquet") == groups

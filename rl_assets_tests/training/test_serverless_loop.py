@@ -35,6 +35,8 @@ from rl_assets_tests.registry.test_assets import metadata, said
 from rl_assets_tests.store.waiting import judged
 from rl_assets_tests.training.wandb_server import LoopbackWandb
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 STEP_0 = Remote("wandb-artifact:///market-agents/rl-assets/line:step0")
 
 
