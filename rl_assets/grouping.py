@@ -54,10 +54,10 @@ class Share:
     number: int = 0
     of: int = 1
 
-    def holds(self, policy: Policy, snapshot_id: str | None, scenario_id: str | None) -> bool:
+    def holds(self, policy: str, step: int | None, snapshot_id: str | None, scenario_id: str | None) -> bool:
         """Whether an episode is in this share, by what every episode of its groups has in common."""
         # As text, since the hash of a string is another one in each process.
-        common = repr((policy.name, policy.step, snapshot_id, scenario_id if snapshot_id is None else None))
+        common = repr((policy, step, snapshot_id, scenario_id if snapshot_id is None else None))
         return zlib.crc32(common.encode("utf-8", "backslashreplace")) % self.of == self.number
 
 

@@ -35,8 +35,8 @@ _numbers = itertools.count()
 
 TOGETHER = {
     "rl_assets_tests/integration/test_demo.py": "looped",
-    "rl_assets_tests/browser/": "looped",
     "rl_assets_tests/integration/test_backfill.py": "looped",
+    "rl_assets_tests/browser/": "looped",
     "rl_assets_tests/crash/": "crash",
 }
 """By how they begin, in order, the files whose tests share what takes long to make, and by what name."""

@@ -12,7 +12,7 @@ from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import accumulate, compress
+from itertools import accumulate
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -91,13 +91,11 @@ def read_alike(path: Place, share: Share = Share()) -> list[Alike]:
         table = file.read(["trajectory_id", "policy", *_COMMON]).flatten()
     keys = ["policy.name", "policy.step", *_COMMON]
     found = table.group_by(keys).aggregate([("trajectory_id", "list")])
-    common = [
-        (Policy(name, step), *rest)
-        for name, step, *rest in zip(*(found[name].to_pylist() for name in keys), strict=True)
-    ]
-    held = [share.holds(policy, snapshot, scenario) for policy, snapshot, _, scenario, _ in common]
-    ids = found["trajectory_id_list"].filter(pa.array(held, pa.bool_())).to_pylist()
-    return [Alike._make((*some, members)) for some, members in zip(compress(common, held), ids, strict=True)]
+    if share.of > 1:
+        asked = (found[name].to_pylist() for name in ("policy.name", "policy.step", "snapshot_id", "scenario_id"))
+        found = found.filter(pa.array([share.holds(*row) for row in zip(*asked, strict=True)], pa.bool_()))
+    columns = (found[name].to_pylist() for name in [*keys, "trajectory_id_list"])
+    return [Alike(Policy(name, step), *common) for name, step, *common in zip(*columns, strict=True)]
 
 
 def read_expected_pnl(path: Place) -> pa.Table:
