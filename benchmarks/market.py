@@ -18,9 +18,10 @@ from rl_assets.agents import prompt
 from rl_assets.agents.reference import Seat, rule
 from rl_assets.agents.runner import Assignment, ReferenceAgent, play
 from rl_assets.commands.shown import show_table
+from rl_assets.market.config import WorldConfig
 from rl_assets.market.engine import Engine, Orders
 from rl_assets.market.generate import generate
-from rl_assets.market.snapshot import WorldConfig, load_snapshot, save_snapshot
+from rl_assets.market.snapshot import load_snapshot, save_snapshot
 from rl_assets.market.streams import uniform_draws
 
 WIDTHS = (1, 64, 4096)

@@ -10,8 +10,9 @@ import numpy as np
 
 from rl_assets.agents.prompt import SIZES
 from rl_assets.errors import ConfigurationError
+from rl_assets.market.config import WorldConfig
 from rl_assets.market.engine import Do, Orders
-from rl_assets.market.snapshot import Post, Truth, WorldConfig, at_tick
+from rl_assets.market.snapshot import Post, Truth, at_tick
 from rl_assets.market.sources import RELIABILITY
 
 REFERENCE_AGENTS: tuple[str, ...] = (

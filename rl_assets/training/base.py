@@ -21,9 +21,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from rl_assets.agents import prompt
 from rl_assets.agents.grammar import Grammar, load_grammar, save_grammar
 from rl_assets.agents.reference import Seat, rule
+from rl_assets.market.config import WorldConfig
 from rl_assets.market.engine import Engine, Orders
 from rl_assets.market.generate import generate
-from rl_assets.market.snapshot import SPLITS, WorldConfig
+from rl_assets.market.snapshot import SPLITS
 from rl_assets.registry.checkpoints import checkpoint_digest
 from rl_assets.registry.partial import partial_directory
 from rl_assets.training.forward import masked_logprobs
