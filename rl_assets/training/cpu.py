@@ -89,7 +89,8 @@ class CpuBackend(LocalBackend):
         service = self.service(model)
         if tensors is None:
             raise MalformedInput(
-                f"{service.batch_id} holds nothing to learn from: in no group do rewards differ; free it and re-judge"
+                f"ART packed no episode of {service.batch_id}, although rewards differ; read what it said in the log, "
+                "and free the batch"
             )
         service.marks = lay_over(tensors, service.notes)
         return tensors

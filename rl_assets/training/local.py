@@ -75,7 +75,10 @@ class WatchedBackend(LocalBackend):
     def _get_packed_tensors(self, *args: Any, **kwargs: Any) -> PackedTensors | None:
         tensors = super()._get_packed_tensors(*args, **kwargs)
         if tensors is None:
-            raise MalformedInput("the batch holds nothing to learn from: ART found no rewards that differ; re-judge it")
+            raise MalformedInput(
+                "ART packed no episode of the batch, although rewards differ; read what it said in the log, and free "
+                "the batch"
+            )
         return tensors
 
 
@@ -164,8 +167,8 @@ def train_adapter(
 ) -> None:
     """One training on top of the checkpoint `base`, saved as the next step of its line with the metrics of each update.
 
-    options: of ART's `train`. Raises MissingCheckpoint where the base is no adapter, and MalformedInput where there is
-    nothing to learn from.
+    options: of ART's `train`. Raises MissingCheckpoint where the base is no adapter, and MalformedInput where ART
+    packs nothing.
     """
     base_model, step = _base_model(base), int(base.name)
     with workspace(art_path, batch_id) as work:

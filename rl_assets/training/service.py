@@ -70,16 +70,11 @@ class GRPOTrainingService:
     def train(self, manifest: Manifest, episodes: Mapping[str, Episode]) -> TrainingResult:
         """One step of GRPO from `manifest.base_step` on exactly the manifest's episodes.
 
-        Raises MalformedInput where episodes are missing, stale or without logprobs or no rewards differ,
-        MissingCheckpoint where the base step is gone, and CollapsedPolicy where a limit of training is passed. No
-        checkpoint is written then. A run that was killed goes on after the last update that it kept.
+        Raises MalformedInput where the manifest cannot be trained on or episodes are missing, stale or without
+        logprobs, MissingCheckpoint where the base step is gone, and CollapsedPolicy where a limit of training is passed.
+        No checkpoint is written then. A run that was killed goes on after the last update that it kept.
         """
-        if manifest.model_line != self.model_line:
-            raise MalformedInput(
-                f"{manifest.batch_id} is of line {manifest.model_line} and this service trains {self.model_line}; "
-                "give it to the service of its line"
-            )
-        manifest.check()
+        manifest.check_trainable(self.model_line)
         bring_newest(self.checkpoint(0).parent)
         saved = self._saved(manifest.batch_id)
         if saved is not None:
@@ -97,10 +92,6 @@ class GRPOTrainingService:
             silent = without_logprobs(episodes, manifest.trajectory_ids)
             played |= with_logprobs([episodes[i] for i in silent], base)
         groups = to_groups(manifest, played, self.grpo.most_stale)
-        if all(len(set(group.rewards)) == 1 for group in manifest.groups):
-            raise MalformedInput(
-                f"{manifest.batch_id} holds nothing to learn from: in no group do rewards differ; free it and re-judge"
-            )
         notes = take_notes(manifest, played, self.grpo.cpu.holdout)
         members = [played[i] for i in manifest.trajectory_ids]
         longest = max(e.steps[-1].prompt_tokens + len(e.steps[-1].token_ids) for e in members)
