@@ -35,6 +35,7 @@ from rl_assets.errors import ConfigurationError, MalformedInput, MissingCheckpoi
 from rl_assets.registry.checkpoints import ADAPTER, checkpoint_digest
 from rl_assets.settings import LocalSettings
 from rl_assets.training.base import BasePolicy, base_path
+from rl_assets.training.record import TrainingRecord, write_record
 from rl_assets.training.untracked import untracked_model
 
 PROJECT = "rl-assets"
@@ -179,8 +180,7 @@ def train_adapter(
         made = own / f"{step + 1:04d}"
         if not (made / ADAPTER).is_file():
             raise ServiceError(f"ART ended the training of {batch_id} without a checkpoint; read its logs above")
-        record = {"batch_id": batch_id, "parent_step": step, "curve": curve, "passes": [{"pass": 0.0}], "best_pass": 0}
-        (made / "training.json").write_text(json.dumps(record), encoding="utf-8")
+        write_record(made, TrainingRecord(batch_id, step, curve, passes=[{"pass": 0.0}], best_pass=0))
         taken = [int(path.name) for path in base.parent.iterdir() if path.name.isdigit()]
         target = base.parent / f"{max(taken) + 1:04d}"
         _keep(made, target, {"base_model": base_model})
