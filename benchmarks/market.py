@@ -15,7 +15,7 @@ import psutil
 
 from benchmarks.timing import measure
 from rl_assets.agents import prompt
-from rl_assets.agents.reference import Seat, rule
+from rl_assets.agents.reference import DRAWS, Seat, rule
 from rl_assets.agents.runner import Assignment, ReferenceAgent, play
 from rl_assets.commands.shown import show_table
 from rl_assets.market.config import WorldConfig
@@ -108,7 +108,7 @@ def run(snapshots: list, orders: list[Orders], *, observe: bool = False) -> None
 def follow(name: str, snapshots: list, truths: list) -> None:
     engine, act, n = Engine(snapshots), rule(name), len(snapshots)
     ticks = engine.config.ticks
-    draws = uniform_draws([(0, row) for row in range(n)], ticks * 5).reshape(n, ticks, 5)
+    draws = uniform_draws([(0, row) for row in range(n)], ticks * DRAWS).reshape(n, ticks, DRAWS)
     while not engine.done:
         engine.step(act(Seat(engine, np.arange(n), draws[:, engine.tick], truths)))
 

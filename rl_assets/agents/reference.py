@@ -26,6 +26,10 @@ REFERENCE_AGENTS: tuple[str, ...] = (
 )
 
 
+DRAWS = 5
+"""Uniform numbers that a rule gets per tick."""
+
+
 class Posts(Protocol):
     @property
     def posts(self) -> Sequence[Post]: ...
@@ -56,7 +60,7 @@ class Market(Protocol):
 
 @dataclass(frozen=True)
 class Seat:
-    """What a rule may look at: the engine, the rows that are its own, uniform draws (rows, 5), and, for the oracle
+    """What a rule may look at: the engine, the rows that are its own, uniform draws (rows, DRAWS), and, for the oracle
     alone, the truth of each row."""
 
     engine: Market
