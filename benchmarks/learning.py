@@ -29,14 +29,14 @@ prepare_environment()
 
 from benchmarks._visible import by_moves  # noqa: E402 - reads the environment
 from rl_assets.agents.neural import NeuralAgent  # noqa: E402
-from rl_assets.agents.runner import Agent, Assignment, ReferenceAgent, World, play  # noqa: E402
+from rl_assets.agents.runner import Agent, Assignment, ReferenceAgent, play  # noqa: E402
 from rl_assets.episodes import Episode, Policy, digest  # noqa: E402
 from rl_assets.grouping import Group, build_groups  # noqa: E402
 from rl_assets.judging import OutcomeJudge  # noqa: E402
 from rl_assets.judging.ruler import RulerJudge  # noqa: E402
 from rl_assets.judging.verdicts import Ranking  # noqa: E402
 from rl_assets.market.generate import generate  # noqa: E402
-from rl_assets.market.snapshot import SNAPSHOTS_PER_DAY, SPLITS  # noqa: E402
+from rl_assets.market.snapshot import SNAPSHOTS_PER_DAY, SPLITS, World  # noqa: E402
 from rl_assets.registry.evaluate import play_of  # noqa: E402
 from rl_assets.registry.gate import compare  # noqa: E402
 from rl_assets.store.database import connect, migrate  # noqa: E402

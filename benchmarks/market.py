@@ -15,12 +15,13 @@ import psutil
 
 from benchmarks.timing import measure
 from rl_assets.agents import prompt
-from rl_assets.agents.reference import Seat, rule
+from rl_assets.agents.reference import DRAWS, Seat, rule
 from rl_assets.agents.runner import Assignment, ReferenceAgent, play
 from rl_assets.commands.shown import show_table
+from rl_assets.market.config import WorldConfig
 from rl_assets.market.engine import Engine, Orders
 from rl_assets.market.generate import generate
-from rl_assets.market.snapshot import WorldConfig, load_snapshot, save_snapshot
+from rl_assets.market.snapshot import load_snapshot, save_snapshot
 from rl_assets.market.streams import uniform_draws
 
 WIDTHS = (1, 64, 4096)
@@ -107,7 +108,7 @@ def run(snapshots: list, orders: list[Orders], *, observe: bool = False) -> None
 def follow(name: str, snapshots: list, truths: list) -> None:
     engine, act, n = Engine(snapshots), rule(name), len(snapshots)
     ticks = engine.config.ticks
-    draws = uniform_draws([(0, row) for row in range(n)], ticks * 5).reshape(n, ticks, 5)
+    draws = uniform_draws([(0, row) for row in range(n)], ticks * DRAWS).reshape(n, ticks, DRAWS)
     while not engine.done:
         engine.step(act(Seat(engine, np.arange(n), draws[:, engine.tick], truths)))
 

@@ -24,9 +24,10 @@ from rl_assets.agents import prompt  # noqa: E402
 from rl_assets.agents.grammar import END, ROOT, Grammar  # noqa: E402
 from rl_assets.agents.neural import NeuralAgent, NeuralPolicy, use_all_cores  # noqa: E402
 from rl_assets.agents.reply import Reply  # noqa: E402
-from rl_assets.agents.runner import Assignment, Game, World, play  # noqa: E402
+from rl_assets.agents.runner import Assignment, Game, play  # noqa: E402
 from rl_assets.episodes import Policy  # noqa: E402
 from rl_assets.market.generate import generate  # noqa: E402
+from rl_assets.market.snapshot import World  # noqa: E402
 from rl_assets.store.episodes import new_trajectory_ids  # noqa: E402
 from rl_assets.training.base import WarmStart, ensure_base_policy  # noqa: E402
 

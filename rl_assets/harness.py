@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rl_assets.agents.reference import REFERENCE_AGENTS
-from rl_assets.agents.runner import Assignment, ReferenceAgent, World, play
+from rl_assets.agents.runner import Assignment, ReferenceAgent, play
 from rl_assets.episodes import Episode, Policy, digest
 from rl_assets.errors import ConfigurationError
+from rl_assets.market.config import WorldConfig
 from rl_assets.market.generate import generate
-from rl_assets.market.snapshot import SNAPSHOTS_PER_DAY, SPLITS, WorldConfig, save_snapshot
+from rl_assets.market.snapshot import SNAPSHOTS_PER_DAY, SPLITS, World, save_snapshot
 from rl_assets.registry.models import get_latest_rl_model, register_base
 from rl_assets.registry.rollout import has_candidate, staged_rollout
 from rl_assets.settings import Settings

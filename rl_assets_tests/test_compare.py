@@ -18,7 +18,8 @@ from rl_assets.agents.grammar import save_grammar
 from rl_assets.agents.prompt import legal_actions
 from rl_assets.cli import BAD_INPUT, FAILED, INTERRUPTED, run
 from rl_assets.market.babylon.importer import import_babylon
-from rl_assets.market.snapshot import WorldConfig, save_snapshot
+from rl_assets.market.config import WorldConfig
+from rl_assets.market.snapshot import save_snapshot
 from rl_assets.registry.checkpoints import checkpoint_digest
 from rl_assets.registry.models import register_base
 from rl_assets.store.lake import read_episodes_parquet

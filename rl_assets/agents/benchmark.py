@@ -18,10 +18,11 @@ from typing import Any
 
 from rl_assets.agents.prompt import PROMPT_VERSION
 from rl_assets.agents.remote import Begin, NoAnswer, RemoteAgent, converse
-from rl_assets.agents.runner import Agent, Assignment, Player, World, at_once, play_seats
+from rl_assets.agents.runner import Agent, Assignment, Player, at_once, play_seats
 from rl_assets.episodes import Episode, digest
 from rl_assets.errors import ConfigurationError, MalformedInput, RlAssetsError
 from rl_assets.market.leaderboard import Leaderboard, leaderboard
+from rl_assets.market.snapshot import World
 from rl_assets.places import Place
 from rl_assets.store.lake import GrowingFile, write_json
 

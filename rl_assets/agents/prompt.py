@@ -12,8 +12,9 @@ from functools import lru_cache
 import numpy as np
 
 from rl_assets.market.actions import parse
+from rl_assets.market.config import WorldConfig
 from rl_assets.market.engine import Do, Engine, Orders
-from rl_assets.market.snapshot import WorldConfig, at_tick
+from rl_assets.market.snapshot import at_tick
 from rl_assets.market.sources import SOURCES, WIRE
 
 PROMPT_VERSION = "market-1"

@@ -10,8 +10,9 @@ import numpy as np
 
 from rl_assets.agents.prompt import SIZES
 from rl_assets.errors import ConfigurationError
+from rl_assets.market.config import WorldConfig
 from rl_assets.market.engine import Do, Orders
-from rl_assets.market.snapshot import Post, Truth, WorldConfig, at_tick
+from rl_assets.market.snapshot import Post, Truth, at_tick
 from rl_assets.market.sources import RELIABILITY
 
 REFERENCE_AGENTS: tuple[str, ...] = (
@@ -23,6 +24,10 @@ REFERENCE_AGENTS: tuple[str, ...] = (
     "news_follower",
     "oracle",
 )
+
+
+DRAWS = 5
+"""Uniform numbers that a rule gets per tick."""
 
 
 class Posts(Protocol):
@@ -55,7 +60,7 @@ class Market(Protocol):
 
 @dataclass(frozen=True)
 class Seat:
-    """What a rule may look at: the engine, the rows that are its own, uniform draws (rows, 5), and, for the oracle
+    """What a rule may look at: the engine, the rows that are its own, uniform draws (rows, DRAWS), and, for the oracle
     alone, the truth of each row."""
 
     engine: Market

@@ -15,9 +15,10 @@ import numpy as np
 
 from rl_assets.agents import prompt
 from rl_assets.agents.reply import Reply
-from rl_assets.agents.runner import Game, Player, World
+from rl_assets.agents.runner import Game, Player
 from rl_assets.episodes import Episode, Policy, Sampling
 from rl_assets.errors import RlAssetsError
+from rl_assets.market.snapshot import World
 
 
 class NoAnswer(RlAssetsError):

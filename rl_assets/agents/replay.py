@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from rl_assets.agents import prompt
-from rl_assets.agents.runner import World
 from rl_assets.episodes import Episode
 from rl_assets.market.actions import to_orders
 from rl_assets.market.engine import money
 from rl_assets.market.exchange import engine_for
-from rl_assets.market.snapshot import Snapshot, Truth
+from rl_assets.market.snapshot import Snapshot, Truth, World
 
 AT_ONCE = 512
 """Episodes that are run side by side."""

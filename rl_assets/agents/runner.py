@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from rl_assets.agents import prompt
-from rl_assets.agents.reference import Seat, rule
+from rl_assets.agents.reference import DRAWS, Seat, rule
 from rl_assets.agents.reply import Reply
 from rl_assets.collector import paused_collector
 from rl_assets.episodes import Episode, Policy, Sampling, Step, window_of
@@ -58,13 +58,13 @@ class ReferenceAgent:
         self.policy = Policy(name)
 
     def sit(self, engine: Engine, rows: np.ndarray, truths: list[Truth], seeds: list[tuple[int, ...]]) -> Table:
-        return _ReferenceTable(self._rule, engine, rows, truths, uniform_draws(seeds, engine.config.ticks * 5))
+        return _ReferenceTable(self._rule, engine, rows, truths, uniform_draws(seeds, engine.config.ticks * DRAWS))
 
 
 class _ReferenceTable:
     def __init__(self, rule, engine: Engine, rows: np.ndarray, truths: list[Truth], draws: np.ndarray) -> None:
         self._rule, self._engine, self._rows, self._truths = rule, engine, rows, truths
-        self._draws = draws.reshape(len(rows), -1, 5)
+        self._draws = draws.reshape(len(rows), -1, DRAWS)
 
     def reply(self, observations: Sequence[str]) -> list[Reply]:
         orders = self._rule(Seat(self._engine, self._rows, self._draws[:, self._engine.tick], self._truths))

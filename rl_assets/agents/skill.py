@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from rl_assets.agents.reference import REFERENCE_AGENTS, Seat, rule
+from rl_assets.agents.reference import DRAWS, REFERENCE_AGENTS, Seat, rule
 from rl_assets.market.config import WorldConfig
 from rl_assets.market.exchange import engine_for
 from rl_assets.market.generate import generate
@@ -96,8 +96,8 @@ def reference_pnl(name: str, worlds: Sequence[World], *, seed: int = 0) -> np.nd
     for config in dict.fromkeys(snapshot.config for snapshot, _ in worlds):
         places = [place for place, (snapshot, _) in enumerate(worlds) if snapshot.config == config]
         engine, truths = engine_for([worlds[p][0] for p in places]), [worlds[p][1] for p in places]
-        draws = uniform_draws([(seed, worlds[p][0].seed, 0) for p in places], config.ticks * 5)
-        draws = draws.reshape(len(places), config.ticks, 5)
+        draws = uniform_draws([(seed, worlds[p][0].seed, 0) for p in places], config.ticks * DRAWS)
+        draws = draws.reshape(len(places), config.ticks, DRAWS)
         while not engine.done:
             engine.step(act(Seat(engine, np.arange(engine.n), draws[:, engine.tick], truths)))
         pnl[places] = engine.settle(truths)[1]

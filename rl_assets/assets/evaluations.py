@@ -130,13 +130,13 @@ def benchmark_evaluations(context: dg.AssetExecutionContext, database: Database,
 def _report(lake: Lake, batch: "Batch", found: "Evaluation", episodes: list["Episode"]) -> Place:
     """The comparison of everybody with the champion; its path."""
     from rl_assets.episodes import Policy
-    from rl_assets.market.snapshot import load_snapshot, load_truth
+    from rl_assets.market.snapshot import load_world
     from rl_assets.reports.runs import write_comparison_report
     from rl_assets.reports.summary import by_policy
 
     champion, everybody = str(Policy(batch.model_line, found.champion_step)), by_policy(episodes)
     ids = sorted({str(episode.snapshot_id) for episode in episodes})
-    worlds = {key: (load_snapshot(lake.snapshots, key), load_truth(lake.snapshots, key)) for key in ids}
+    worlds = {key: load_world(lake.snapshots, key) for key in ids}
     ordered = {champion: everybody[champion], **everybody}
     return write_comparison_report(lake.batch(batch.id) / "evaluation", ordered, worlds=worlds)
 

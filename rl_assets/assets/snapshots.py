@@ -48,9 +48,10 @@ def benchmark_snapshots(
 ) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult]:
     from rl_assets.agents.skill import audit_kind_skill, audit_skill
     from rl_assets.market.audit import audit_snapshot
+    from rl_assets.market.config import WorldConfig
     from rl_assets.market.generate import generate
     from rl_assets.market.leakage import audit_kind
-    from rl_assets.market.snapshot import WorldConfig, save_snapshot
+    from rl_assets.market.snapshot import save_snapshot
     from rl_assets.reports.plots import price_paths
     from rl_assets.store.snapshots import list_snapshots, mark_materialized
 

@@ -104,10 +104,10 @@ def recorded_trajectories(
 def replay_sample(episodes: list["Episode"], root: Place, most: int | None) -> tuple[int, list[dict[str, str]]]:
     """Play benchmark episodes again, `most` of them or all, chosen by content hash: how many, and mismatches."""
     from rl_assets.agents.replay import replay_all
-    from rl_assets.market.snapshot import load_snapshot, load_truth
+    from rl_assets.market.snapshot import load_world
 
     played = sorted((e for e in episodes if e.snapshot_id is not None), key=lambda e: e.content_hash)[:most]
-    worlds = {key: (load_snapshot(root, key), load_truth(root, key)) for key in {str(e.snapshot_id) for e in played}}
+    worlds = {key: load_world(root, key) for key in {str(e.snapshot_id) for e in played}}
     faults = [
         {"trajectory": episode.trajectory_id, "snapshot": episode.snapshot_id, "mismatch": mismatch}
         for episode, differences in zip(played, replay_all(played, worlds), strict=True)

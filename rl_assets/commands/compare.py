@@ -17,12 +17,9 @@ from rl_assets.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from rl_assets.agents.benchmark import Results
-    from rl_assets.agents.runner import World
     from rl_assets.market.metrics import Interval
+    from rl_assets.market.snapshot import World
     from rl_assets.settings import Settings
-
-SURE = 0.05
-"""Corrected p under which one agent is told to be better than another."""
 
 
 @click.command()
@@ -109,15 +106,10 @@ def _chosen(
 ) -> list[World]:
     from rl_assets.market.config import DIFFICULTIES
     from rl_assets.market.generate import generate
-    from rl_assets.market.snapshot import SPLITS, load_snapshot, load_truth
+    from rl_assets.market.snapshot import SPLITS, load_world
 
     if ids:
-        root = settings.snapshots
-        worlds = [(load_snapshot(root, key), load_truth(root, key)) for key in dict.fromkeys(ids)]
-        for snapshot, truth in worlds:
-            if truth.digest != snapshot.truth_digest:
-                raise ConfigurationError(f"the truth of {snapshot.id} is not the one it was made with; regenerate it")
-        return worlds
+        return [load_world(settings.snapshots, key) for key in dict.fromkeys(ids)]
     seeds = SPLITS[split]
     start = seeds.start if first is None else first
     if start not in seeds or start + count > seeds.stop:
@@ -179,16 +171,15 @@ def _told(results: Results) -> list[str]:
     if board is None or len(board.standings) < 2:
         return []
     pairs = {(pair.better, pair.worse): pair for pair in board.pairs}
-    names = [standing.policy for standing in board.standings]
-    line = shown(names[0], 60)
-    for better, worse in itertools.pairwise(names):
-        pair = pairs.get((better, worse)) or pairs[worse, better]
-        line += f" {'>' if pair.p < SURE else '='} {shown(worse, 60)} (p {pair.p:.2g})"
+    line = shown(board.standings[0].policy, 60)
+    for better, worse in itertools.pairwise(board.standings):
+        pair = pairs.get((better.policy, worse.policy)) or pairs[worse.policy, better.policy]
+        sign = ">" if worse.policy in better.better_than else "="
+        line += f" {sign} {shown(worse.policy, 60)} (p {pair.p:.2g})"
     told = [f"leaderboard on {board.snapshots} snapshots of {board.days} market days: {line}"]
-    surest = 2.0 ** (1 - board.days) * len(board.pairs)
-    if surest >= SURE:
+    if not board.can_tell:
         told.append(
-            f"{board.days} market days cannot show a difference among {len(names)} agents (p is {min(surest, 1.0):.2g} "
-            "at best); play more snapshots"
+            f"{board.days} market days cannot show a difference among {len(board.standings)} agents "
+            f"(p is {board.least_p:.2g} at best); play more snapshots"
         )
     return told

@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from rl_assets.errors import ConfigurationError, MalformedInput
+from rl_assets.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from rl_assets.a2a.session import Room
-    from rl_assets.agents.runner import World
-    from rl_assets.settings import Settings
 
 SHORTEST_KEY = 16
 
@@ -39,6 +37,7 @@ def serve(snapshot_ids: tuple[str, ...], port: int, host: str, url: str | None, 
     from rl_assets.a2a.lobby import Limits, Lobby
     from rl_assets.a2a.record import recorder
     from rl_assets.a2a.server import MarketServer, build_app
+    from rl_assets.market.snapshot import load_world
     from rl_assets.services import check_port, databases
     from rl_assets.settings import Settings
     from rl_assets.store.database import migrate
@@ -47,7 +46,7 @@ def serve(snapshot_ids: tuple[str, ...], port: int, host: str, url: str | None, 
     settings = Settings.from_env()
     key = os.environ.get(JOIN_KEY) or None
     _check_exposure(host, url, key)
-    worlds = [_load(settings, snapshot_id) for snapshot_id in snapshot_ids]
+    worlds = [load_world(settings.snapshots, snapshot_id) for snapshot_id in snapshot_ids]
     check_port(host, port)
     logging.getLogger("a2a").setLevel(logging.CRITICAL)  # it logs what callers send
     reserved = frozenset({"model", settings.model_line})
@@ -73,15 +72,6 @@ def serve(snapshot_ids: tuple[str, ...], port: int, host: str, url: str | None, 
             click.echo("stopping")
         finally:
             server.stop()
-
-
-def _load(settings: Settings, snapshot_id: str) -> World:
-    from rl_assets.market.snapshot import load_snapshot, load_truth
-
-    snapshot, truth = load_snapshot(settings.snapshots, snapshot_id), load_truth(settings.snapshots, snapshot_id)
-    if truth.digest != snapshot.truth_digest:
-        raise MalformedInput(f"the sealed truth of {snapshot_id} is not the one it was made with; regenerate it")
-    return snapshot, truth
 
 
 def _check_exposure(host: str, url: str | None, key: str | None) -> None:

@@ -97,6 +97,7 @@ def audit(snapshot_ids: tuple[str, ...], skill: bool, leakage: bool) -> int:
     names = snapshot_ids or tuple(name for name in on_disk if not name.startswith(IMPORTED))
     if leakage and len(names) < LEAST_WORLDS:
         raise click.UsageError(f"--leakage finds nothing in {len(names)} snapshots; generate at least {LEAST_WORLDS}")
+    # Not `load_world`: a truth that is another's is a failed check of this table, and stops no other.
     worlds = [(load_snapshot(root, name), load_truth(root, name)) for name in names]
     faults = [
         (world[0].id, check.name, check.detail) for world in worlds for check in audit_any(*world) if not check.passed

@@ -20,7 +20,8 @@ from enum import IntEnum
 
 import numpy as np
 
-from rl_assets.market.snapshot import FUNDING_UNIT, Snapshot, Truth, WorldConfig
+from rl_assets.market.config import WorldConfig
+from rl_assets.market.snapshot import FUNDING_UNIT, Snapshot, Truth
 
 LOWEST_PRICE, HIGHEST_PRICE = 0.01, 0.99
 SMALLEST_ORDER, LARGEST_ORDER = 1.0, 1e9

@@ -50,6 +50,16 @@ class Leaderboard:
     snapshots: int
     days: int
 
+    @property
+    def least_p(self) -> float:
+        """The p of a pair that every market day decides alike, 1 at most: where every sign is tried, none is smaller."""
+        return min(2.0 ** (1 - self.days) * len(self.pairs), 1.0)
+
+    @property
+    def can_tell(self) -> bool:
+        """Whether a difference on so many market days could be sure at all."""
+        return self.least_p < ALPHA
+
 
 def leaderboard(episodes: Mapping[str, Sequence[Episode]]) -> Leaderboard:
     """Rank policies by expected PnL per snapshot, siblings averaged. Differences are tested by flipping the signs of

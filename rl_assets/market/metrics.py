@@ -15,9 +15,9 @@ import numpy as np
 from rl_assets.episodes import Episode, Policy
 from rl_assets.errors import MalformedInput
 from rl_assets.market.engine import LIQUIDATED, Do
-from rl_assets.market.snapshot import SNAPSHOTS_PER_DAY, parse_id
+from rl_assets.market.snapshot import SNAPSHOTS_PER_DAY, Worlds, parse_id
 from rl_assets.market.social import social_value
-from rl_assets.market.trades import Trades, Worlds, trades_of
+from rl_assets.market.trades import Trades, trades_of
 
 LEVEL = 0.95
 """With which an interval holds the mean."""

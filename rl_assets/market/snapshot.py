@@ -9,7 +9,7 @@ import json
 import operator
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from itertools import pairwise
@@ -20,8 +20,6 @@ import numpy as np
 from rl_assets.episodes import digest
 from rl_assets.errors import ConfigurationError, MalformedInput
 from rl_assets.market.config import LATER, WorldConfig
-from rl_assets.market.config import MARKET_NAMES as MARKET_NAMES
-from rl_assets.market.config import PERP_NAMES as PERP_NAMES
 from rl_assets.places import Place, local_file, whole_file
 
 FORMAT = "rl-assets.snapshot/1"
@@ -160,6 +158,8 @@ class Truth:
 
 
 World = tuple[Snapshot, Truth]
+Worlds = Mapping[str, World]
+"""By snapshot id."""
 
 
 def at_tick(posts: Sequence[Post], tick: int) -> Sequence[Post]:
@@ -174,6 +174,17 @@ def save_snapshot(root: Place, snapshot: Snapshot, truth: Truth) -> Place:
     """
     _write(root / "sealed" / f"{snapshot.id}.json", truth.to_json())
     return _write(root / snapshot.id / "public.json", snapshot.to_json())
+
+
+def load_world(root: Place, snapshot_id: str) -> World:
+    """Read and check both files of a snapshot, and that they belong together. Raises MalformedInput."""
+    snapshot, truth = load_snapshot(root, snapshot_id), load_truth(root, snapshot_id)
+    if truth.digest != snapshot.truth_digest:
+        raise MalformedInput(
+            f"the sealed truth of {snapshot_id} is not the one it was made with; run `rl-assets snapshots generate` "
+            "with its seed to write both again"
+        )
+    return snapshot, truth
 
 
 def load_snapshot(root: Place, snapshot_id: str) -> Snapshot:

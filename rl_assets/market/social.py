@@ -15,7 +15,7 @@ from rl_assets.market.actions import to_orders
 from rl_assets.market.config import WorldConfig
 from rl_assets.market.engine import Do, Orders, money
 from rl_assets.market.exchange import engine_for
-from rl_assets.market.trades import Worlds
+from rl_assets.market.snapshot import Worlds
 
 SOCIAL = (Do.JOIN, Do.POST_UP, Do.POST_DOWN)
 

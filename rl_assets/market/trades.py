@@ -5,7 +5,7 @@ Found by playing the recorded responses again, since a record tells what was sai
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,9 +15,8 @@ from rl_assets.errors import MalformedInput
 from rl_assets.market.actions import to_orders
 from rl_assets.market.engine import Do
 from rl_assets.market.exchange import engine_for
-from rl_assets.market.snapshot import Snapshot, Truth
+from rl_assets.market.snapshot import Worlds
 
-Worlds = Mapping[str, tuple[Snapshot, Truth]]
 OPENING = (Do.BUY_YES, Do.BUY_NO, Do.LONG, Do.SHORT)
 
 

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rl_assets.agents.runner import Assignment, ReferenceAgent, World, play
+from rl_assets.agents.runner import Assignment, ReferenceAgent, play
 from rl_assets.agents.skill import audit_kind_skill
 from rl_assets.episodes import Episode, Policy
 from rl_assets.errors import MalformedInput
 from rl_assets.market.audit import Check, audit_snapshot
 from rl_assets.market.leakage import audit_kind
-from rl_assets.market.snapshot import Snapshot, Truth, load_snapshot, load_truth
+from rl_assets.market.snapshot import World, load_world
 from rl_assets.places import Place
 from rl_assets.registry.decisions import Evaluation, latest_evaluation, look_number, record_evaluation
 from rl_assets.registry.gate import Decision, Gate, Play, compare
@@ -80,10 +80,11 @@ def gate_worlds(conn: psycopg.Connection, snapshots: Place, most: int) -> list[W
     ids = [row.id for row in list_snapshots(conn, split="gate")[:most]]
     if not ids:
         raise MalformedInput("no gate snapshot is registered; run `rl-assets snapshots generate --split gate`")
-    return [_sound(load_snapshot(snapshots, key), load_truth(snapshots, key)) for key in ids]
+    return [_sound(load_world(snapshots, key)) for key in ids]
 
 
-def _sound(snapshot: Snapshot, truth: Truth) -> World:
+def _sound(world: World) -> World:
+    snapshot, truth = world
     skill = audit_kind_skill(snapshot.config)
     shows = Check("skill_is_measurable", skill.passed, skill.detail)
     for check in (*audit_snapshot(snapshot, truth), *audit_kind(snapshot.config), shows):
@@ -92,7 +93,7 @@ def _sound(snapshot: Snapshot, truth: Truth) -> World:
                 f"gate snapshot {snapshot.id} fails its audit ({check.name}: {check.detail}); generate it again with "
                 "`rl-assets snapshots generate --split gate`, or delete its registration"
             )
-    return snapshot, truth
+    return world
 
 
 def play_gate(

@@ -18,6 +18,7 @@ from psycopg.types.json import Jsonb
 from rl_assets.errors import LedgerConflict
 from rl_assets.registry.checkpoints import Remote, located
 from rl_assets.registry.decisions import latest_evaluation
+from rl_assets.store.locks import LINES
 from rl_assets.store.record import naive
 
 _VERSION = re.compile(r"v(\d{1,9})\.(\d{1,9})\.(\d{1,9})")
@@ -190,7 +191,7 @@ def pointer(conn: psycopg.Connection, line: str) -> tuple[int, int | None]:
 
 def lock(conn: psycopg.Connection, line: str) -> None:
     """Held until the transaction ends. Advisory, because a line that is new has no row yet that could be locked."""
-    conn.execute("SELECT pg_advisory_xact_lock(hashtextextended('rl_assets.models ' || %s, 0))", [line])
+    conn.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [f"{LINES}{line}"])
 
 
 def _now() -> datetime:

@@ -14,12 +14,12 @@ from rl_assets.agents.line_player import remote_of
 from rl_assets.agents.prompt import PROMPT_VERSION
 from rl_assets.agents.reference import REFERENCE_AGENTS
 from rl_assets.agents.remote import RemoteAgent
-from rl_assets.agents.runner import Agent, Assignment, ReferenceAgent, Table, World, play_seats
+from rl_assets.agents.runner import Agent, Assignment, ReferenceAgent, Table, play_seats
 from rl_assets.episodes import Episode, Policy, Sampling
 from rl_assets.errors import ConfigurationError, MalformedInput, MissingCheckpoint, ServiceError
 from rl_assets.market.engine import Engine
 from rl_assets.market.leaderboard import Leaderboard, leaderboard
-from rl_assets.market.snapshot import Truth
+from rl_assets.market.snapshot import Truth, World
 from rl_assets.places import Place
 from rl_assets.registry.evaluate import gate_worlds
 from rl_assets.registry.models import list_models, playable

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -26,13 +25,15 @@ if TYPE_CHECKING:
 def write_batch_report(conn: psycopg.Connection, directory: Place, batch_id: str) -> Place:
     """Write `directory/report.html` of an evaluated batch and return its path. Writing it again replaces it.
 
-    directory: the batch's, where its evaluation lies. Raises LedgerConflict where no such batch or model is known, and
-    MalformedInput where the batch has not been evaluated or a file of it is damaged; nothing is written then.
+    directory: the batch's, where its evaluation lies. Raises LedgerConflict where no such batch or model is known,
+    MalformedInput where the batch has not been evaluated or a file of it is damaged, and MissingCheckpoint where the
+    record of its training is; nothing is written then.
     """
     from rl_assets.registry.decisions import latest_evaluation
     from rl_assets.registry.models import model_of_batch
     from rl_assets.store.ledger import get_batch
     from rl_assets.training.manifest import Manifest
+    from rl_assets.training.record import read_record
 
     batch, model, found = get_batch(conn, batch_id), model_of_batch(conn, batch_id), latest_evaluation(conn, batch_id)
     if found is None:
@@ -40,11 +41,7 @@ def write_batch_report(conn: psycopg.Connection, directory: Place, batch_id: str
     curve = (batch.result or {}).get("curve")
     if not isinstance(model.checkpoint_path, Remote):
         bring(model.checkpoint_path)
-        record = model.checkpoint_path / "training.json"
-        try:
-            curve = json.loads(record.read_text(encoding="utf-8"))["curve"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise MalformedInput(f"{record} cannot be read ({error}); restore the checkpoint of {batch_id}") from error
+        curve = read_record(model.checkpoint_path).curve
     return render_batch_report(
         directory,
         manifest=Manifest.from_json(batch.manifest),

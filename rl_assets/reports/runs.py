@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from rl_assets.episodes import Episode
 from rl_assets.errors import MalformedInput
 from rl_assets.market.metrics import METRICS, Interval, market_day, measure
-from rl_assets.market.trades import Worlds
+from rl_assets.market.snapshot import Worlds
 from rl_assets.places import Place, whole_file
 from rl_assets.reports.page import LONGEST_NAME, Picture, plain, render, write_page
 from rl_assets.reports.summary import (

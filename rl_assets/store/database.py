@@ -6,8 +6,6 @@ Babylon's tables are created where they are missing and never altered. Our own a
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
@@ -19,11 +17,10 @@ from psycopg.conninfo import conninfo_to_dict
 from rl_assets.errors import DatabaseError
 from rl_assets.settings import Settings
 from rl_assets.store.embedded import EmbeddedPostgres
+from rl_assets.store.locks import Lock
 
 SCHEMA = "rl_assets"
 CONNECT_SECONDS = 10
-MIGRATION_LOCK = 0x726C_0001
-"""Advisory lock that migrations take one after the other."""
 MIGRATIONS = Path(__file__).parent / "migrations"
 _SCHEMES = ("postgresql", "postgres", "postgresql+psycopg", "postgresql+psycopg2")
 _NOT_A_URL = "the database URL is not one of Postgres; write it like postgresql://user:password@host:5432/database"
@@ -63,33 +60,13 @@ def connect(url: str) -> psycopg.Connection:
     return conn
 
 
-@contextmanager
-def session_lock(conn: psycopg.Connection, kind: int, name: str, *, wait: bool = True) -> Iterator[bool]:
-    """Hold the advisory lock of a class and a name, for as long as the block runs or the connection lives.
-
-    Without waiting, gives False where somebody else holds it.
-    """
-    key = [kind, name]
-    held = True
-    if wait:
-        conn.execute("SELECT pg_advisory_lock(%s, hashtext(%s))", key)
-    else:
-        row = conn.execute("SELECT pg_try_advisory_lock(%s, hashtext(%s))", key).fetchone()
-        held = row is not None and bool(row[0])
-    try:
-        yield held
-    finally:
-        if held and not conn.closed:
-            conn.execute("SELECT pg_advisory_unlock(%s, hashtext(%s))", key)
-
-
 def migrate(url: str) -> None:
     """Bring a database up to date; does nothing to one that is. Any number of processes may call it at once.
 
     Raises DatabaseError if the role may not create what is missing, or a newer version has been at work.
     """
     with connect(url) as conn:
-        conn.execute("SELECT pg_advisory_lock(%s)", [MIGRATION_LOCK])  # ends with the connection
+        conn.execute("SELECT pg_advisory_lock(%s)", [int(Lock.MIGRATION)])  # ends with the connection
         try:
             _create_babylon_tables(conn)
             _upgrade(url)

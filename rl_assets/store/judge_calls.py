@@ -13,8 +13,7 @@ import psycopg
 from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
-BUDGET_LOCK = 0x726C_0002
-"""Advisory lock under which a budget is looked at and reserved from: two processes cannot both take the rest."""
+from rl_assets.store.locks import Lock, transaction_lock
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +96,7 @@ def reserve(
         row = conn.execute(_RESERVE, asked).fetchone()
     else:
         with conn.pipeline(), conn.transaction():
-            conn.execute("SELECT pg_advisory_xact_lock(%s)", [BUDGET_LOCK])
+            transaction_lock(conn, Lock.BUDGET)
             row = conn.execute(_RESERVE, asked).fetchone()
     if row is not None:
         return row[0]

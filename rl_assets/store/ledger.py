@@ -1,7 +1,7 @@
 """The ledger: which judged episodes wait for training, which batch has claimed them, and how far each batch has come.
 
 What waits of a window follows from two things alone: the newest judgement of each of its groups, and which episodes
-are claimed. Writers come one after another (`LOCK`), each in one transaction; readers never wait.
+are claimed. Writers come one after another (`Lock.LEDGER`), each in one transaction; readers never wait.
 """
 
 from __future__ import annotations
@@ -20,15 +20,11 @@ from psycopg.types.json import Jsonb
 from rl_assets.episodes import digest
 from rl_assets.errors import DatabaseError, LedgerConflict
 from rl_assets.judging import JudgementSet
-from rl_assets.store.database import session_lock
+from rl_assets.store.locks import Lock, session_lock
 from rl_assets.store.mirror import mirror_judgements, mirror_training
 from rl_assets.store.offers import oldest_free, refill, waiting_ids
 from rl_assets.training.manifest import Manifest, ManifestGroup
 
-LOCK = 0x726C_0003
-"""Advisory lock that writers of the ledger hold until they commit."""
-WINDOW_LOCK = 0x726C_0007
-"""Class of the advisory locks under which the judgement sets of a window are recorded one after another."""
 LOCK_SECONDS = 120
 
 IN_FLIGHT = ("reserved", "training", "unknown", "trained", "evaluated")
@@ -100,7 +96,7 @@ def record_judgements(
     episodes wait now that did not wait before. Recording a set again changes nothing but the times of its scores, and
     shows those that were not shown because the first time was interrupted: until then their rows are news.
     """
-    with session_lock(conn, WINDOW_LOCK, judgement.window_id):
+    with session_lock(conn, Lock.WINDOW, judgement.window_id):
         offered = _enter_judgements(conn, judgement)
         mirror_judgements(conn, judgement, versions)
     return offered
@@ -386,7 +382,9 @@ def _writing(conn: psycopg.Connection) -> Iterator[None]:
     try:
         with conn.transaction():
             limit = f"{LOCK_SECONDS}s"
-            conn.execute("SELECT set_config('lock_timeout', %s, true), pg_advisory_xact_lock(%s)", [limit, LOCK])
+            conn.execute(
+                "SELECT set_config('lock_timeout', %s, true), pg_advisory_xact_lock(%s)", [limit, int(Lock.LEDGER)]
+            )
             yield
     except psycopg.errors.LockNotAvailable as error:
         raise DatabaseError(

@@ -26,12 +26,10 @@ from psycopg.types.json import Jsonb
 
 from rl_assets.errors import DatabaseError, MalformedInput
 from rl_assets.store.agents import provision_agents
-from rl_assets.store.database import session_lock
+from rl_assets.store.locks import Lock, session_lock
 from rl_assets.store.record import naive, plain_text
 from rl_assets.turns import Kind
 
-LOCK = 0x726C_0004
-"""Class of the advisory locks that agents are played under, with a hash of the agent's id."""
 PREFIX = "live-"
 """Of the names that agents are provisioned under which Babylon does not know."""
 LOST = "its coordinator ended in the middle of it; its order may have been placed, so it is not played again"
@@ -170,7 +168,7 @@ def live_agents(conn: psycopg.Connection, *, active: bool = False) -> list[LiveA
 
 def alone(conn: psycopg.Connection, agent_id: str) -> AbstractContextManager[bool]:
     """Hold an agent, for as long as the block runs or the connection lives; False where somebody else does."""
-    return session_lock(conn, LOCK, agent_id, wait=False)
+    return session_lock(conn, Lock.AGENT, agent_id, wait=False)
 
 
 def begin_tick(

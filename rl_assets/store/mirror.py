@@ -13,10 +13,10 @@ from datetime import UTC, datetime
 import psycopg
 
 from rl_assets.judging import JudgementSet, Ranking
+from rl_assets.store.locks import Lock, transaction_lock
 from rl_assets.store.record import naive
 from rl_assets.training.manifest import Manifest
 
-LOCK = 0x726C_0006
 CHUNK = 500
 """Verdicts of a transaction: what a training that marks its episodes waits for, a tenth of a second or two."""
 
@@ -33,7 +33,7 @@ def mirror_judgements(
     now = naive(datetime.now(UTC))
     for first in range(0, len(rows), CHUNK):
         with conn.transaction():
-            _take_turns(conn)
+            transaction_lock(conn, Lock.MIRROR)
             _mirror(conn, judgement, rows[first : first + CHUNK], versions, now)
 
 
@@ -96,7 +96,7 @@ def mirror_training(conn: psycopg.Connection, manifest: Manifest, *, is_branch: 
     ids = list(manifest.trajectory_ids)
     now = naive(datetime.now(UTC))
     if not is_branch:
-        _take_turns(conn)
+        transaction_lock(conn, Lock.MIRROR)
         conn.execute(
             """UPDATE trajectories SET "usedInTraining" = true, "trainedInBatch" = %s, "updatedAt" = %s
                WHERE "trajectoryId" = ANY(%s)""",
@@ -120,11 +120,6 @@ def mirror_training(conn: psycopg.Connection, manifest: Manifest, *, is_branch: 
             manifest.batch_id,
         ],
     )
-
-
-def _take_turns(conn: psycopg.Connection) -> None:
-    """Keep others from rows of trajectories until the transaction ends."""
-    conn.execute("SELECT pg_advisory_xact_lock(%s)", [LOCK])
 
 
 def _rows(ranking: Ranking) -> list[tuple]:

@@ -17,11 +17,10 @@ from psycopg.types.json import Jsonb
 
 from rl_assets.episodes import WINDOW_FORMAT
 from rl_assets.store.episodes import new_trajectory_ids
+from rl_assets.store.locks import Lock, transaction_lock
 from rl_assets.store.record import naive
 from rl_assets.windows import LENGTH, start_of
 
-LOCK = 0x726C_0005
-"""Advisory lock that writers of `market_outcomes` hold until they commit."""
 LATE = timedelta(days=7)
 """How long after its end an hour that was missed, or a market that is resolved, is still noticed without a backfill."""
 MOST_WINDOWS = 24
@@ -56,7 +55,7 @@ def track_outcomes(conn: psycopg.Connection, window_id: str) -> list[Outcome]:
     start = naive(start_of(window_id))
     bounds = {"start": start, "end": start + LENGTH, "ticker": LONGEST_TICKER, "price": MOST_PRICE}
     with conn.transaction():
-        conn.execute("SELECT pg_advisory_xact_lock(%s)", [LOCK])
+        transaction_lock(conn, Lock.OUTCOMES)
         with conn.cursor(row_factory=class_row(_Perpetual)) as cursor:
             found = [row.outcome() for row in cursor.execute(_PERPETUALS, bounds).fetchall()]
         with conn.cursor(row_factory=class_row(Outcome)) as cursor:

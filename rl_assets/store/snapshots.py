@@ -74,15 +74,14 @@ def mark_materialized(conn: psycopg.Connection, ids: Sequence[str]) -> int:
 def without_unknown(conn: psycopg.Connection, part: WindowPart, root: Place) -> WindowPart:
     """The part with episodes of unknown snapshots rejected: nobody here can play them again. Known are those that are
     registered, and imported ones whose files are below `root`."""
-    from rl_assets.market.snapshot import load_snapshot, load_truth
+    from rl_assets.market.snapshot import load_world
 
     named = sorted({episode.snapshot_id for episode in part.episodes if episode.snapshot_id is not None})
     rows = conn.execute("SELECT id FROM rl_assets.snapshots WHERE id = ANY(%s)", [named]).fetchall()
     unknown: dict[str | None, str] = {}
     for snapshot_id in set(named).difference(found for (found,) in rows):
         try:
-            load_snapshot(root, snapshot_id)
-            load_truth(root, snapshot_id)
+            load_world(root, snapshot_id)
         except MalformedInput as error:
             unknown[snapshot_id] = str(error)
     if not unknown:

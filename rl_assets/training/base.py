@@ -20,10 +20,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from rl_assets.agents import prompt
 from rl_assets.agents.grammar import Grammar, load_grammar, save_grammar
-from rl_assets.agents.reference import Seat, rule
+from rl_assets.agents.reference import DRAWS, Seat, rule
+from rl_assets.market.config import WorldConfig
 from rl_assets.market.engine import Engine, Orders
 from rl_assets.market.generate import generate
-from rl_assets.market.snapshot import SPLITS, WorldConfig
+from rl_assets.market.snapshot import SPLITS
 from rl_assets.registry.checkpoints import checkpoint_digest
 from rl_assets.registry.partial import partial_directory
 from rl_assets.training.forward import masked_logprobs
@@ -178,7 +179,7 @@ def imitation_data(
     node: list[list[int]] = [[-1] * len(row) for row in ids]
     while not engine.done:
         who = rng.choice(len(names), size=engine.n, p=weights)
-        seat = Seat(engine, rows, rng.random((engine.n, 5)), None)
+        seat = Seat(engine, rows, rng.random((engine.n, DRAWS)), None)
         choices = {name: rule(name)(seat) for name in names}
         orders = Orders(
             *(np.choose(who, [getattr(choices[name], part) for name in names]) for part in ("do", "instrument", "size"))

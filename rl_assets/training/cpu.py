@@ -39,6 +39,7 @@ from rl_assets.training.learner import Learner
 from rl_assets.training.lora import FILE as LORA
 from rl_assets.training.lora import adapt, load_lora, merge
 from rl_assets.training.progress import Limits, Progress, put_back
+from rl_assets.training.record import TrainingRecord, write_record
 
 GRADIENT_STEPS = "data/step_num_gradient_steps"
 KEEP_SECONDS = 20.0
@@ -89,7 +90,8 @@ class CpuBackend(LocalBackend):
         service = self.service(model)
         if tensors is None:
             raise MalformedInput(
-                f"{service.batch_id} holds nothing to learn from: in no group do rewards differ; free it and re-judge"
+                f"ART packed no episode of {service.batch_id}, although rewards differ; read what it said in the log, "
+                "and free the batch"
             )
         service.marks = lay_over(tensors, service.notes)
         return tensors
@@ -265,15 +267,15 @@ class CpuService:
                     shutil.copy(parent / name, partial)
             if not adapted:  # its moments belong to adapters that are gone
                 torch.save(progress.best["optimizer"], partial / "optimizer.pt")
-            record = {
-                "batch_id": self.batch_id,
-                "parent_step": int(parent.name),
-                "curve": progress.curve,
-                "passes": progress.passes,
-                "best_pass": progress.best["pass"],
-                "stopped": progress.over,
-            }
-            (partial / "training.json").write_text(json.dumps(record), encoding="utf-8")
+            record = TrainingRecord(
+                batch_id=self.batch_id,
+                parent_step=int(parent.name),
+                curve=progress.curve,
+                passes=progress.passes,
+                best_pass=progress.best["pass"],
+                stopped=progress.over,
+            )
+            write_record(partial, record)
             partial.chmod(0o755)
             os.replace(partial, target)
 

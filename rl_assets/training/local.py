@@ -35,6 +35,7 @@ from rl_assets.errors import ConfigurationError, MalformedInput, MissingCheckpoi
 from rl_assets.registry.checkpoints import ADAPTER, checkpoint_digest
 from rl_assets.settings import LocalSettings
 from rl_assets.training.base import BasePolicy, base_path
+from rl_assets.training.record import TrainingRecord, write_record
 from rl_assets.training.untracked import untracked_model
 
 PROJECT = "rl-assets"
@@ -75,7 +76,10 @@ class WatchedBackend(LocalBackend):
     def _get_packed_tensors(self, *args: Any, **kwargs: Any) -> PackedTensors | None:
         tensors = super()._get_packed_tensors(*args, **kwargs)
         if tensors is None:
-            raise MalformedInput("the batch holds nothing to learn from: ART found no rewards that differ; re-judge it")
+            raise MalformedInput(
+                "ART packed no episode of the batch, although rewards differ; read what it said in the log, and free "
+                "the batch"
+            )
         return tensors
 
 
@@ -164,8 +168,8 @@ def train_adapter(
 ) -> None:
     """One training on top of the checkpoint `base`, saved as the next step of its line with the metrics of each update.
 
-    options: of ART's `train`. Raises MissingCheckpoint where the base is no adapter, and MalformedInput where there is
-    nothing to learn from.
+    options: of ART's `train`. Raises MissingCheckpoint where the base is no adapter, and MalformedInput where ART
+    packs nothing.
     """
     base_model, step = _base_model(base), int(base.name)
     with workspace(art_path, batch_id) as work:
@@ -176,8 +180,7 @@ def train_adapter(
         made = own / f"{step + 1:04d}"
         if not (made / ADAPTER).is_file():
             raise ServiceError(f"ART ended the training of {batch_id} without a checkpoint; read its logs above")
-        record = {"batch_id": batch_id, "parent_step": step, "curve": curve, "passes": [{"pass": 0.0}], "best_pass": 0}
-        (made / "training.json").write_text(json.dumps(record), encoding="utf-8")
+        write_record(made, TrainingRecord(batch_id, step, curve, passes=[{"pass": 0.0}], best_pass=0))
         taken = [int(path.name) for path in base.parent.iterdir() if path.name.isdigit()]
         target = base.parent / f"{max(taken) + 1:04d}"
         _keep(made, target, {"base_model": base_model})

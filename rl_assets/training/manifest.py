@@ -77,3 +77,16 @@ class Manifest:
                 math.isfinite(r) and 0.0 <= r <= 1.0 for r in group.rewards
             ):
                 raise MalformedInput(f"group {group.group_id} of {self.batch_id} lacks a reward in [0, 1]; re-judge it")
+
+    def check_trainable(self, model_line: str) -> None:
+        """Raise MalformedInput unless a service of this line can learn from it: it is whole, and rewards differ."""
+        if self.model_line != model_line:
+            raise MalformedInput(
+                f"{self.batch_id} is of line {self.model_line} and this service trains {model_line}; give it to the "
+                "service of its line"
+            )
+        self.check()
+        if all(len(set(group.rewards)) == 1 for group in self.groups):
+            raise MalformedInput(
+                f"{self.batch_id} holds nothing to learn from: in no group do rewards differ; free it and re-judge"
+            )

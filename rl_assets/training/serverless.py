@@ -62,20 +62,14 @@ class ServerlessTrainingService:
         """One step of GRPO from `manifest.base_step` on exactly the manifest's episodes, of a batch that is `training`.
 
         Raises UnknownOutcome, with the batch moved to `unknown`, where nobody knows yet whether it was trained. After
-        every other error it certainly was not: MalformedInput where episodes are missing, stale or without token ids,
-        ServiceError where W&B refuses or cannot be reached, MissingCheckpoint and LedgerConflict where the base step is
-        not what W&B would train from.
+        every other error it certainly was not: MalformedInput where the manifest cannot be trained on or episodes are
+        missing, stale or without token ids, ServiceError where W&B refuses or cannot be reached, MissingCheckpoint and
+        LedgerConflict where the base step is not what W&B would train from.
         """
+        manifest.check_trainable(self.model_line)
         batch = get_batch(self._conn, manifest.batch_id)
-        if manifest.model_line != self.model_line:
-            raise MalformedInput(f"{batch.id} is of line {manifest.model_line}, this service trains {self.model_line}")
         if batch.state not in ("training", "unknown"):
             return recorded(batch)
-        manifest.check()
-        if all(len(set(group.rewards)) == 1 for group in manifest.groups):
-            raise MalformedInput(
-                f"{batch.id} holds nothing to learn from: in no group do rewards differ; free it and re-judge"
-            )
         submission = open_submission(batch.result, batch.attempt)
         if submission is None:
             submission, evidence = self._submit(batch, manifest, _groups(manifest, episodes, self._most_stale))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import random
 import time
@@ -26,6 +25,7 @@ from rl_assets.training.credit import Notes, take_notes
 from rl_assets.training.manifest import Manifest
 from rl_assets.training.quiet import printed_to
 from rl_assets.training.recompute import with_logprobs, without_logprobs
+from rl_assets.training.record import TrainingRecord, has_record, read_record
 from rl_assets.training.result import TrainingResult
 from rl_assets.training.untracked import untracked_model
 
@@ -70,16 +70,12 @@ class GRPOTrainingService:
     def train(self, manifest: Manifest, episodes: Mapping[str, Episode]) -> TrainingResult:
         """One step of GRPO from `manifest.base_step` on exactly the manifest's episodes.
 
-        Raises MalformedInput where episodes are missing, stale or without logprobs or no rewards differ,
-        MissingCheckpoint where the base step is gone, and CollapsedPolicy where a limit of training is passed. No
-        checkpoint is written then. A run that was killed goes on after the last update that it kept.
+        Raises MalformedInput where the manifest cannot be trained on or episodes are missing, stale or without
+        logprobs, MissingCheckpoint where the base step is gone or the record of a step is damaged, and CollapsedPolicy
+        where a limit of training is passed. No checkpoint is written then. A run that was killed goes on after the last
+        update that it kept.
         """
-        if manifest.model_line != self.model_line:
-            raise MalformedInput(
-                f"{manifest.batch_id} is of line {manifest.model_line} and this service trains {self.model_line}; "
-                "give it to the service of its line"
-            )
-        manifest.check()
+        manifest.check_trainable(self.model_line)
         bring_newest(self.checkpoint(0).parent)
         saved = self._saved(manifest.batch_id)
         if saved is not None:
@@ -97,10 +93,6 @@ class GRPOTrainingService:
             silent = without_logprobs(episodes, manifest.trajectory_ids)
             played |= with_logprobs([episodes[i] for i in silent], base)
         groups = to_groups(manifest, played, self.grpo.most_stale)
-        if all(len(set(group.rewards)) == 1 for group in manifest.groups):
-            raise MalformedInput(
-                f"{manifest.batch_id} holds nothing to learn from: in no group do rewards differ; free it and re-judge"
-            )
         notes = take_notes(manifest, played, self.grpo.cpu.holdout)
         members = [played[i] for i in manifest.trajectory_ids]
         longest = max(e.steps[-1].prompt_tokens + len(e.steps[-1].token_ids) for e in members)
@@ -159,22 +151,13 @@ class GRPOTrainingService:
     def _saved(self, batch_id: str) -> int | None:
         root = self.checkpoint(0).parent
         for path in sorted(root.iterdir(), reverse=True) if root.is_dir() else []:
-            record = path / "training.json"
-            if path.name.isdigit() and record.is_file() and self._record(record)["batch_id"] == batch_id:
+            if path.name.isdigit() and has_record(path) and read_record(path).batch_id == batch_id:
                 return int(path.name)
         return None
 
-    def _record(self, path: Path) -> dict[str, Any]:
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise MissingCheckpoint(
-                f"{path} is damaged ({error}); restore the checkpoint or delete its directory"
-            ) from error
-
     def _result(self, manifest: Manifest, step: int, seconds: float, episodes: Mapping[str, Episode]) -> TrainingResult:
         path = self.checkpoint(step)
-        record = self._record(path / "training.json")
+        record = read_record(path)
         stale = [staleness(manifest, episodes[i]) for i in manifest.trajectory_ids if i in episodes]
         mean = {"data/staleness": float(np.mean(stale))} if stale else {}
         highest = {"data/staleness_max": float(max(stale))} if stale else {}
@@ -188,15 +171,15 @@ class GRPOTrainingService:
             checkpoint_path=path,
             checkpoint_digest=checkpoint_digest(path),
             metrics={**_metrics(record), **mean, **highest, **silent},
-            curve=[{**point, **mean} for point in record["curve"]],
+            curve=[{**point, **mean} for point in record.curve],
             seconds=seconds,
             backend=self.backend_name,
         )
 
 
-def _metrics(record: Mapping[str, Any]) -> dict[str, float]:
+def _metrics(record: TrainingRecord) -> dict[str, float]:
     """Means over updates, and what is known of the passes."""
-    curve, passes = record["curve"], record["passes"]
+    curve, passes = record.curve, record.passes
     means = {name: float(np.mean([point[name] for point in curve])) for name in curve[0] if "/" in name}
     gains = {f"held_out/gain_pass_{n + 1}": p["held_out_gain"] for n, p in enumerate(passes) if "held_out_gain" in p}
-    return {**means, **gains, "data/passes": float(len(passes)), "data/best_pass": float(record["best_pass"] + 1)}
+    return {**means, **gains, "data/passes": float(len(passes)), "data/best_pass": float(record.best_pass + 1)}

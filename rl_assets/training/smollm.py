@@ -23,7 +23,7 @@ from rl_assets.agents import prompt
 from rl_assets.agents.grammar import save_grammar
 from rl_assets.backends import SMOLLM2_INSTALL, smollm2_weights
 from rl_assets.errors import ConfigurationError, MalformedInput
-from rl_assets.market.snapshot import WorldConfig
+from rl_assets.market.config import WorldConfig
 from rl_assets.registry.checkpoints import checkpoint_digest
 from rl_assets.registry.partial import partial_directory
 from rl_assets.training.base import BasePolicy, base_path

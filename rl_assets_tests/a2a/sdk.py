@@ -17,9 +17,9 @@ from rl_assets.a2a.guard import RateLimit
 from rl_assets.a2a.lobby import Lobby
 from rl_assets.a2a.server import MarketServer, build_app
 from rl_assets.a2a.session import Room
-from rl_assets.agents.runner import World
 from rl_assets.episodes import Episode
 from rl_assets.market.generate import generate
+from rl_assets.market.snapshot import World
 
 WORLD: World = generate("train", 5)
 

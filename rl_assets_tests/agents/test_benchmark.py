@@ -12,14 +12,15 @@ import pytest
 from rl_assets.agents.benchmark import Entrant, Failure, Results, play_missing, run
 from rl_assets.agents.endpoint import UNKNOWN_TOKEN, EndpointAgent
 from rl_assets.agents.replay import replay
-from rl_assets.agents.runner import ReferenceAgent, Table, World
+from rl_assets.agents.runner import ReferenceAgent, Table
 from rl_assets.episodes import Episode, Policy
 from rl_assets.errors import ConfigurationError, MalformedInput, RlAssetsError
 from rl_assets.market.actions import to_orders
 from rl_assets.market.babylon.importer import import_babylon
+from rl_assets.market.config import WorldConfig
 from rl_assets.market.engine import Engine
 from rl_assets.market.generate import generate
-from rl_assets.market.snapshot import Truth, WorldConfig
+from rl_assets.market.snapshot import Truth, World
 from rl_assets.store.lake import read_episodes_parquet, write_episodes_parquet
 from rl_assets_tests.agents.endpoint_server import (
     HOLD,

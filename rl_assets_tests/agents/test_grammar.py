@@ -13,7 +13,7 @@ from rl_assets.agents.grammar import END as NODE_END
 from rl_assets.agents.grammar import FILE, ROOT, Grammar, load_grammar, save_grammar
 from rl_assets.agents.prompt import SIZES, Means, legal_actions, means_of, suffices
 from rl_assets.errors import MalformedInput
-from rl_assets.market.snapshot import WorldConfig
+from rl_assets.market.config import WorldConfig
 
 VOCABULARY, END = 12, 11
 languages = st.lists(st.lists(st.integers(0, END - 1), min_size=1, max_size=5).map(tuple), min_size=1, max_size=12)

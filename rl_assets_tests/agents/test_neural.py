@@ -12,12 +12,13 @@ import pytest
 from rl_assets.agents import neural, prompt
 from rl_assets.agents.neural import NeuralAgent, NeuralPolicy, NeuralTable, most_at_once
 from rl_assets.agents.replay import replay
-from rl_assets.agents.runner import Assignment, World, play
+from rl_assets.agents.runner import Assignment, play
 from rl_assets.episodes import Episode, Policy
 from rl_assets.errors import MissingCheckpoint
 from rl_assets.market.config import WorldConfig
 from rl_assets.market.engine import Engine
 from rl_assets.market.generate import generate
+from rl_assets.market.snapshot import World
 
 WORLDS: list[World] = [generate("train", seed) for seed in range(3)]
 

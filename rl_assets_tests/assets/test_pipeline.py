@@ -190,6 +190,36 @@ def test_a_tampered_reward_stops_its_window_before_it_is_judged(
     assert conn.execute("SELECT count(*) FROM rl_assets.judgement_sets").fetchone() == (0,)
 
 
+def with_another_truth(root: Path) -> str:
+    """Put the truth of one snapshot in the place of another's; the id of that other."""
+    one, other = sorted((root / "sealed").glob("train-*.json"))[:2]
+    one.write_bytes(other.read_bytes())
+    return one.stem
+
+
+def test_a_window_is_not_replayed_on_the_truth_of_another_snapshot(
+    conn: psycopg.Connection, postgres_url: str, instance: dg.DagsterInstance, tmp_path: Path
+):
+    window = played_hour(conn, tmp_path)
+    name = with_another_truth(tmp_path / "snapshots")
+    result = materialized(WINDOW_ASSETS, window, instance, postgres_url, tmp_path)
+    assert not result.success
+    assert f"the sealed truth of {name} is not the one it was made with" in why(result)
+
+
+def test_an_episode_of_an_unregistered_snapshot_with_another_truth_goes_to_quarantine(
+    conn: psycopg.Connection, postgres_url: str, instance: dg.DagsterInstance, tmp_path: Path
+):
+    window = played_hour(conn, tmp_path)
+    name = with_another_truth(tmp_path / "snapshots")
+    conn.execute("DELETE FROM rl_assets.snapshots WHERE id = %s", [name])
+    result = materialized(WINDOW_ASSETS, window, instance, postgres_url, tmp_path)
+    assert result.success
+    rejects = pq.read_table(tmp_path / "windows" / window.replace(":", "") / "quarantine.parquet").to_pylist()
+    assert [reject["reason"] for reject in rejects] == ["unknown_snapshot"] * 8
+    assert "is not the one it was made with" in rejects[0]["detail"]
+
+
 def test_what_is_missing_upstream_is_said_in_one_sentence(
     postgres_url: str, instance: dg.DagsterInstance, tmp_path: Path
 ):

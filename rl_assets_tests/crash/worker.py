@@ -22,8 +22,8 @@ from rl_assets.automation.partitions import BATCHES
 from rl_assets.automation.runs import RUN_KEY
 from rl_assets.automation.sensors import training_sensor
 from rl_assets.definitions import build_defs
+from rl_assets.market.config import WorldConfig
 from rl_assets.market.leakage import audit_kind
-from rl_assets.market.snapshot import WorldConfig
 from rl_assets.resources import Database, Lake, Trainer
 from rl_assets_tests.crash.points import Points
 

@@ -10,7 +10,8 @@ from rl_assets.agents.runner import Assignment, ReferenceAgent, play
 from rl_assets.agents.skill import LEAST_DAYS, audit_skill, reference_pnl
 from rl_assets.errors import ConfigurationError
 from rl_assets.market.audit import audit_snapshot
-from rl_assets.market.snapshot import LATENT_UNIT, PRICE_UNIT, Post, WorldConfig
+from rl_assets.market.config import WorldConfig
+from rl_assets.market.snapshot import LATENT_UNIT, PRICE_UNIT, Post
 from rl_assets_tests.market.wild import world
 
 DEFAULT = WorldConfig()

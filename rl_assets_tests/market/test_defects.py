@@ -22,12 +22,13 @@ from rl_assets.errors import ConfigurationError, MalformedInput
 from rl_assets.market import engine as engine_module
 from rl_assets.market.actions import to_orders
 from rl_assets.market.audit import audit_snapshot
+from rl_assets.market.config import PERP_NAMES, WorldConfig
 from rl_assets.market.engine import Do, Engine, Orders
 from rl_assets.market.generate import generate
 from rl_assets.market.leaderboard import leaderboard
 from rl_assets.market.leakage import audit_leakage
 from rl_assets.market.metrics import measure, per_episode
-from rl_assets.market.snapshot import PERP_NAMES, WorldConfig, load_snapshot, load_truth, parse_snapshot, save_snapshot
+from rl_assets.market.snapshot import load_snapshot, load_truth, parse_snapshot, save_snapshot
 from rl_assets.market.trades import trades_of
 from rl_assets.reports.summary import by_policy
 from rl_assets_tests.market.wild import STILL, Scripted, by_id, episodes_of, one, with_prices, world

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rl_assets.agents.reference import REFERENCE_AGENTS, Seat, rule
+from rl_assets.market.config import WorldConfig
 from rl_assets.market.engine import HIGHEST_PRICE, LOWEST_PRICE, Do, Engine, Orders
 from rl_assets.market.generate import generate
-from rl_assets.market.snapshot import WorldConfig
 from rl_assets.market.streams import uniform_draws
 from rl_assets_tests.market.wild import RISKY, STILL, one, orders, played, side_by_side, with_prices, world
 

@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rl_assets.errors import ConfigurationError
+from rl_assets.market.config import WorldConfig
 from rl_assets.market.generate import generate
-from rl_assets.market.snapshot import SNAPSHOTS_PER_DAY, SPLITS, WorldConfig
+from rl_assets.market.snapshot import SNAPSHOTS_PER_DAY, SPLITS
 
 PINNED = {
     ("train", 0): ("6b106b212a67", "59a28ef9498d"),

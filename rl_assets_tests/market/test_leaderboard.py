@@ -39,7 +39,15 @@ def test_equal_policies_share_the_rank_whatever_their_order():
 def test_one_market_day_decides_nothing():
     board = leaderboard(played(("hold", "oracle"), range(4)))
     assert [standing.rank for standing in board.standings] == [1, 1]
-    assert board.pairs[0].p == 1.0
+    assert board.pairs[0].p == board.least_p == 1.0
+
+
+@pytest.mark.parametrize(("days", "least", "can_tell"), [(5, 2**-4, False), (6, 2**-5, True)])
+def test_a_pair_that_every_day_decides_alike_is_as_sure_as_so_few_days_can_make_it(days, least, can_tell):
+    board = leaderboard(played(("hold", "oracle"), range(4 * days)))
+    assert board.pairs[0].p == board.least_p == least
+    assert board.can_tell is can_tell
+    assert board.standings[0].better_than == (("hold",) if can_tell else ())
 
 
 def test_policies_that_played_different_snapshots_cannot_be_compared():

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from rl_assets import cli
+from rl_assets.market.config import WorldConfig
 from rl_assets.market.leakage import LEAST_WORLDS, audit_leakage, fit_logistic
-from rl_assets.market.snapshot import PRICE_UNIT, WorldConfig, save_snapshot
+from rl_assets.market.snapshot import PRICE_UNIT, save_snapshot
 from rl_assets.market.sources import SOURCES
 from rl_assets.settings import Settings
 from rl_assets_tests.market.wild import world

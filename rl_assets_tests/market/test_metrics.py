@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from rl_assets.agents.runner import Assignment, ReferenceAgent, play
 from rl_assets.errors import MalformedInput
+from rl_assets.market.config import WorldConfig
 from rl_assets.market.engine import Do, Engine
 from rl_assets.market.metrics import (
     METRICS,
@@ -20,7 +21,6 @@ from rl_assets.market.metrics import (
     ratio_interval,
     skills,
 )
-from rl_assets.market.snapshot import WorldConfig
 from rl_assets.market.trades import Trades, trades_of
 from rl_assets.reports.summary import by_policy
 from rl_assets_tests.market.wild import Scripted, by_id, episodes_of, one, with_prices, world

@@ -9,7 +9,8 @@ from rl_assets.agents.reference import REFERENCE_AGENTS
 from rl_assets.agents.replay import replay, replay_all
 from rl_assets.agents.runner import Assignment, ReferenceAgent, play
 from rl_assets.episodes import Episode
-from rl_assets.market.snapshot import WorldConfig, load_snapshot, load_truth, save_snapshot
+from rl_assets.market.config import WorldConfig
+from rl_assets.market.snapshot import load_snapshot, load_truth, save_snapshot
 from rl_assets_tests.market.wild import world
 
 DEFAULT = WorldConfig()

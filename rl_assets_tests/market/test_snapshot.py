@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rl_assets.errors import MalformedInput, RlAssetsError
+from rl_assets.market.config import WorldConfig
 from rl_assets.market.generate import generate
-from rl_assets.market.snapshot import WorldConfig, load_snapshot, load_truth, parse_id, parse_snapshot, save_snapshot
+from rl_assets.market.snapshot import load_snapshot, load_truth, load_world, parse_id, parse_snapshot, save_snapshot
 from rl_assets_tests.market.wild import world
 
 DEFAULT = WorldConfig()
@@ -149,6 +150,17 @@ def test_a_malformed_truth_is_refused_with_a_sentence(tmp_path, change):
     (tmp_path / "sealed" / f"{snapshot.id}.json").write_text(json.dumps(raw))
     with pytest.raises(MalformedInput, match="regenerate the snapshot"):
         load_truth(tmp_path, snapshot.id)
+
+
+def test_a_world_is_loaded_only_with_the_truth_it_was_made_with(tmp_path):
+    snapshot, truth = world(DEFAULT)
+    save_snapshot(tmp_path, snapshot, truth)
+    assert load_world(tmp_path, snapshot.id)[1].digest == truth.digest
+    (tmp_path / "sealed" / f"{snapshot.id}.json").write_text(json.dumps(world(DEFAULT, 1)[1].to_json()))
+    with pytest.raises(
+        MalformedInput, match=f"the sealed truth of {snapshot.id} .* run `rl-assets snapshots generate`"
+    ):
+        load_world(tmp_path, snapshot.id)
 
 
 def test_a_missing_file_says_what_to_run(tmp_path):

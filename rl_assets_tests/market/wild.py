@@ -13,9 +13,10 @@ from rl_assets.agents.prompt import HOLD_TEXT
 from rl_assets.agents.reply import Reply
 from rl_assets.agents.runner import Agent, Assignment, play
 from rl_assets.episodes import Episode, Policy
+from rl_assets.market.config import WorldConfig
 from rl_assets.market.engine import Do, Engine, Fills, Orders
 from rl_assets.market.generate import generate
-from rl_assets.market.snapshot import Snapshot, Truth, WorldConfig
+from rl_assets.market.snapshot import Snapshot, Truth
 
 STILL = WorldConfig(crowd_pull=0.0)
 """A world whose pools only move when they are traded with, so that what agents do to them can be added up."""

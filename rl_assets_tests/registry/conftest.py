@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from rl_assets.registry.models import register_base, register_candidate
 from rl_assets.settings import Settings
 from rl_assets.store.ledger import Batch, get_batch
 from rl_assets.training.base import WarmStart, base_path, ensure_base_policy
+from rl_assets.training.record import TrainingRecord, write_record
 from rl_assets_tests.registry.made import GATE, LINE, a_batch, a_result
 
 
@@ -27,7 +27,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     more = ensure_base_policy(elsewhere, LINE, warm_start=WarmStart(episodes=32, passes=1))
     step = base_path(data, LINE).with_name("0001")
     shutil.copytree(more.path, step)
-    (step / "training.json").write_text(json.dumps({"curve": [{"update": 0.0, "loss/train": 0.5}]}), encoding="utf-8")
+    curve = [{"update": 0.0, "loss/train": 0.5}]
+    write_record(step, TrainingRecord("batch-1", 0, curve, passes=[{"pass": 0.0}], best_pass=0))
     return data
 
 

@@ -181,6 +181,18 @@ def test_a_decision_against_a_champion_that_is_gone_is_made_again(
     assert (found.champion_step, get_batch(conn, batch.id).state) == (2, "rejected")
 
 
+def test_a_gate_is_not_reported_on_the_truth_of_another_snapshot(run: Run, batch: Batch, tmp_path: Path):
+    assert run("benchmark_evaluations").success
+    report = tmp_path / "batches" / batch.id / "evaluation" / "report.html"
+    report.unlink()
+    one, other = sorted((tmp_path / "snapshots" / "sealed").glob("gate-*.json"))[:2]
+    one.write_bytes(other.read_bytes())
+    again = run("benchmark_evaluations")
+    assert not again.success
+    assert f"the sealed truth of {one.stem} is not the one it was made with" in said(again)
+    assert not report.exists()
+
+
 def test_a_batch_that_is_not_evaluated_is_not_deployed(conn: psycopg.Connection, run: Run, batch: Batch):
     result = run("deployed_model")
     assert not result.success

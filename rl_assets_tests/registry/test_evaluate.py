@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +13,13 @@ from rl_assets.episodes import Episode, Policy
 from rl_assets.errors import MalformedInput, MissingCheckpoint
 from rl_assets.market import leakage
 from rl_assets.market.generate import generate
+from rl_assets.market.snapshot import save_snapshot
 from rl_assets.registry.checkpoints import checkpoint_digest
 from rl_assets.registry.decisions import Evaluation, latest_evaluation, look_number
 from rl_assets.registry.evaluate import REFERENCES, evaluate, play_of
 from rl_assets.store.lake import read_episodes_parquet
 from rl_assets.store.ledger import Batch
+from rl_assets.store.snapshots import register_snapshots
 from rl_assets.training.base import base_path
 from rl_assets_tests.registry.made import GATE, LINE
 from rl_assets_tests.store.made import an_episode
@@ -116,12 +117,13 @@ def test_a_gate_snapshot_that_fails_its_audit_decides_nothing(
 ):
     root = tmp_path / "snapshots"
     shutil.copytree(trained / "snapshots", root)
-    first = sorted(path.parent.name for path in root.glob("gate-*/public.json"))[0]
-    sealed = root / "sealed" / f"{first}.json"
-    forged = json.loads(sealed.read_text())
-    forged["outcomes"] = [not outcome for outcome in forged["outcomes"]]
-    sealed.write_text(json.dumps(forged))
-    with pytest.raises(MalformedInput, match=f"gate snapshot {first} fails its audit"):
+    snapshot, truth = generate("gate", GATE[0])
+    other = replace(truth, outcomes=~truth.outcomes)
+    forged = replace(snapshot, truth_digest=other.digest)
+    save_snapshot(root, forged, other)
+    conn.execute("DELETE FROM rl_assets.snapshots WHERE id = %s", [snapshot.id])
+    register_snapshots(conn, [forged])
+    with pytest.raises(MalformedInput, match=f"gate snapshot {forged.id} fails its audit"):
         measured(conn, batch, root, tmp_path / "evaluation.parquet")
     assert not (tmp_path / "evaluation.parquet").exists()
     assert latest_evaluation(conn, batch.id) is None

@@ -111,7 +111,7 @@ def test_without_gate_snapshots_it_says_what_to_do(postgres_url: str, tmp_path: 
     assert "run `rl-assets snapshots generate --split gate`" in failure(postgres_url, tmp_path)
 
 
-def test_nobody_is_ranked_on_a_snapshot_that_fails_its_audit(
+def test_nobody_is_ranked_on_a_snapshot_whose_truth_was_changed(
     conn: psycopg.Connection, postgres_url: str, tmp_path: Path
 ):
     harness.provide(conn, Settings(tmp_path), "gate", GATE)
@@ -119,7 +119,7 @@ def test_nobody_is_ranked_on_a_snapshot_that_fails_its_audit(
     truth = json.loads(forged.read_text())
     truth["outcomes"] = [not outcome for outcome in truth["outcomes"]]
     forged.write_text(json.dumps(truth))
-    assert f"gate snapshot {forged.stem} fails its audit" in failure(postgres_url, tmp_path)
+    assert f"the sealed truth of {forged.stem} is not the one it was made with" in failure(postgres_url, tmp_path)
     assert not (tmp_path / "leaderboard").exists()
 
 

@@ -6,10 +6,11 @@ import itertools
 from collections.abc import Sequence
 from html.parser import HTMLParser
 
-from rl_assets.agents.runner import Assignment, ReferenceAgent, World, play
+from rl_assets.agents.runner import Assignment, ReferenceAgent, play
 from rl_assets.episodes import Episode, Policy
+from rl_assets.market.config import WorldConfig
 from rl_assets.market.generate import generate
-from rl_assets.market.snapshot import WorldConfig
+from rl_assets.market.snapshot import World
 from rl_assets.places import Place
 
 HOSTILE = (

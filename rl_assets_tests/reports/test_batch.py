@@ -14,7 +14,7 @@ import pytest
 from psycopg.types.json import Jsonb
 
 from rl_assets.episodes import Policy
-from rl_assets.errors import LedgerConflict, MalformedInput, RlAssetsError
+from rl_assets.errors import LedgerConflict, MalformedInput, MissingCheckpoint, RlAssetsError
 from rl_assets.places import Place
 from rl_assets.registry.decisions import record_evaluation
 from rl_assets.registry.evaluate import decide
@@ -58,6 +58,7 @@ MODEL = Model(
     created_at=datetime(2026, 11, 23, 9, tzinfo=UTC),
 )
 CURVE = [{"update": float(i), "loss/train": -0.01 * i, "loss/entropy": 1.0} for i in range(4)]
+RECORD = {"batch_id": MANIFEST.batch_id, "parent_step": 2, "curve": CURVE, "passes": [{"pass": 0.0}], "best_pass": 0}
 
 
 def rendered(directory: Path, **changes: Any) -> Place:
@@ -207,7 +208,7 @@ def inserted(conn: psycopg.Connection, decision: Decision | None, checkpoint: Pa
 def test_a_batch_of_the_ledger_is_reported_from_what_is_on_disk(conn: psycopg.Connection, tmp_path: Path):
     inserted(conn, DECISION, tmp_path / "0003")
     (tmp_path / "0003").mkdir()
-    (tmp_path / "0003" / "training.json").write_text(json.dumps({"batch_id": MANIFEST.batch_id, "curve": CURVE}))
+    (tmp_path / "0003" / "training.json").write_text(json.dumps(RECORD))
     write_episodes_parquet(tmp_path / "evaluation.parquet", EPISODES)
     page = Page(write_batch_report(conn, tmp_path, MANIFEST.batch_id))
     assert not page.faults
@@ -221,13 +222,14 @@ def test_a_batch_that_cannot_be_reported_says_what_to_do(conn: psycopg.Connectio
     with pytest.raises(MalformedInput, match="has not been evaluated; materialize benchmark_evaluations"):
         write_batch_report(conn, tmp_path, MANIFEST.batch_id)
     record_evaluation(conn, batch_id=MANIFEST.batch_id, candidate_step=3, champion_step=2, decision=DECISION)
-    with pytest.raises(MalformedInput, match="restore the checkpoint"):
+    with pytest.raises(MissingCheckpoint, match="restore the checkpoint"):
         write_batch_report(conn, tmp_path, MANIFEST.batch_id)
     (tmp_path / "0003").mkdir()
-    (tmp_path / "0003" / "training.json").write_text("[]")
-    with pytest.raises(MalformedInput, match="restore the checkpoint"):
-        write_batch_report(conn, tmp_path, MANIFEST.batch_id)
-    (tmp_path / "0003" / "training.json").write_text('{"curve": []}')
+    for damaged in ("[]", "{", '{"curve": []}'):
+        (tmp_path / "0003" / "training.json").write_text(damaged)
+        with pytest.raises(MissingCheckpoint, match=r"is damaged: .*; restore the checkpoint"):
+            write_batch_report(conn, tmp_path, MANIFEST.batch_id)
+    (tmp_path / "0003" / "training.json").write_text(json.dumps(RECORD))
     with pytest.raises(MalformedInput, match="materialize it"):
         write_batch_report(conn, tmp_path, MANIFEST.batch_id)
     assert not (tmp_path / "report.html").exists()

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from rl_assets.errors import MalformedInput
+from rl_assets.market.config import WorldConfig
 from rl_assets.market.generate import generate
-from rl_assets.market.snapshot import WorldConfig
 from rl_assets.reports.drawing import LONGEST_LABEL, safe_label
 from rl_assets.reports.outcomes import outcomes_picture
 from rl_assets.reports.plots import (

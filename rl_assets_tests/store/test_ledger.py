@@ -28,6 +28,7 @@ from rl_assets.store.ledger import (
     readiness,
     record_judgements,
 )
+from rl_assets.store.locks import Lock
 from rl_assets.training.manifest import Manifest
 from rl_assets_tests.store.made import WINDOW
 from rl_assets_tests.store.waiting import LINE, PATHS, Stricter, brought_to, ids_of, judged, news, recorded, waiting
@@ -407,7 +408,7 @@ def test_whoever_holds_the_ledger_for_too_long_is_told_of(
     waiting(conn, 2)
     monkeypatch.setattr(ledger, "LOCK_SECONDS", 0.05)
     with connect(postgres_url) as other, other.transaction():
-        other.execute("SELECT pg_advisory_xact_lock(%s)", [ledger.LOCK])
+        other.execute("SELECT pg_advisory_xact_lock(%s)", [int(Lock.LEDGER)])
         with pytest.raises(DatabaseError, match="pg_stat_activity"):
             claim(conn)
     assert claim(conn).episodes == 2

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from rl_assets.agents import prompt
 from rl_assets.episodes import Episode, Policy, Step
 from rl_assets.errors import MalformedInput
-from rl_assets.market.snapshot import WorldConfig
+from rl_assets.market.config import WorldConfig
 from rl_assets.training.base import LAST_PIECE, build_tokenizer
 from rl_assets.training.codec import to_trajectory
 

@@ -15,8 +15,8 @@ from rl_assets.agents.line_player import agent_of
 from rl_assets.agents.runner import Assignment, play
 from rl_assets.episodes import Episode, Policy
 from rl_assets.errors import ConfigurationError, MalformedInput, MissingCheckpoint
+from rl_assets.market.config import WorldConfig
 from rl_assets.market.generate import generate
-from rl_assets.market.snapshot import WorldConfig
 from rl_assets.registry.checkpoints import ADAPTER, checkpoint_digest
 from rl_assets.settings import LocalSettings
 from rl_assets.training import local

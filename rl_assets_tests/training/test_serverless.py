@@ -433,6 +433,15 @@ def test_an_answer_that_comes_byte_by_byte_is_given_up(wandb: LoopbackWandb):
         api.checkpoints("model")
 
 
+def test_a_batch_of_another_line_is_not_submitted(conn: psycopg.Connection, wandb: LoopbackWandb, batch: Batch):
+    manifest = Manifest.from_json(batch.manifest)
+    advance_batch(conn, batch.id, "training")
+    service = ServerlessTrainingService(conn, "other", ServerlessSettings.from_env())
+    with pytest.raises(MalformedInput, match=f"is of line {LINE} .* trains other; give it to the service of its line"):
+        service.train(manifest, read_episodes(conn, manifest.trajectory_ids))
+    assert wandb.submitted == 0
+
+
 def test_a_batch_without_a_spread_of_rewards_is_not_submitted(
     conn: psycopg.Connection, wandb: LoopbackWandb, batch: Batch
 ):

@@ -19,8 +19,8 @@ from rl_assets.automation.partitions import BATCHES
 from rl_assets.definitions import build_defs
 from rl_assets.episodes import Policy
 from rl_assets.errors import ConfigurationError
+from rl_assets.market.config import WorldConfig
 from rl_assets.market.generate import generate
-from rl_assets.market.snapshot import WorldConfig
 from rl_assets.registry.checkpoints import Remote
 from rl_assets.registry.models import list_models
 from rl_assets.resources import Database, Lake

@@ -25,12 +25,12 @@ from rl_assets.reports.plots import CURVES
 from rl_assets.training.base import base_path
 from rl_assets.training.cpu import CpuTraining
 from rl_assets.training.figures import UNKNOWN, UPDATES, WHOLE, described
-from rl_assets.training.manifest import Manifest
+from rl_assets.training.manifest import Manifest, ManifestGroup
 from rl_assets.training.progress import Limits
 from rl_assets.training.recompute import with_logprobs
 from rl_assets.training.service import Grpo, GRPOTrainingService, TrainingResult
 from rl_assets_tests.training import made
-from rl_assets_tests.training.made import LINE, QUICK, by_id, judged, played, rewarded
+from rl_assets_tests.training.made import BATCH, LINE, QUICK, by_id, judged, played, rewarded
 
 
 @pytest.fixture(autouse=True)
@@ -193,6 +193,18 @@ def test_a_gone_base_step_is_named(data: Path, batch: list[Episode]) -> None:
     shutil.rmtree(GRPOTrainingService(data, LINE).checkpoint(0))
     with pytest.raises(MissingCheckpoint, match=r"0000 is missing; restore it"):
         train(data, judged(batch), batch)
+
+
+@pytest.mark.parametrize("lacks", ["batch_id", "curve", "passes"])
+def test_a_step_whose_record_lacks_something_is_named(data: Path, lacks: str) -> None:
+    service = GRPOTrainingService(data, LINE)
+    path = service.checkpoint(1) / "training.json"
+    path.parent.mkdir()
+    whole = {"batch_id": BATCH, "parent_step": 0, "curve": [{"update": 0.0}], "passes": [], "best_pass": 0}
+    path.write_text(json.dumps({name: value for name, value in whole.items() if name != lacks}))
+    manifest = Manifest(BATCH, LINE, 0, (), (), (ManifestGroup("group-1", ("1", "2"), (0.0, 1.0)),))
+    with pytest.raises(MissingCheckpoint, match=rf"0001/training\.json is damaged: it lacks '{lacks}'; restore"):
+        service.train(manifest, {})
 
 
 def test_episodes_of_another_step_are_refused(data: Path, batch: list[Episode]) -> None:

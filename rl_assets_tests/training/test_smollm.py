@@ -18,8 +18,8 @@ from rl_assets.episodes import Episode, Policy
 from rl_assets.errors import ConfigurationError, MalformedInput
 from rl_assets.grouping import build_groups
 from rl_assets.judging import OutcomeJudge
+from rl_assets.market.config import WorldConfig
 from rl_assets.market.generate import generate
-from rl_assets.market.snapshot import WorldConfig
 from rl_assets.training import smollm
 from rl_assets.training.base import base_path
 from rl_assets.training.forward import masked_logprobs

@@ -17,18 +17,16 @@ from rl_assets.episodes import digest
 from rl_assets.errors import ConfigurationError, MalformedInput
 from rl_assets.market.babylon.arithmetic import FEE
 from rl_assets.market.babylon.format import FUNDING_MS, VERSION
+from rl_assets.market.config import MARKET_NAMES, PERP_NAMES, WorldConfig
 from rl_assets.market.snapshot import (
     FUNDING_UNIT,
     IMPORTED,
     LATENT_UNIT,
-    MARKET_NAMES,
-    PERP_NAMES,
     PERP_UNIT,
     PRICE_UNIT,
     Post,
     Snapshot,
     Truth,
-    WorldConfig,
 )
 from rl_assets.places import Place, local_file
 
