@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from rl_assets.errors import ConfigurationError
+from rl_assets.names import MODEL, REFERENCE_AGENTS
 
 if TYPE_CHECKING:
     from rl_assets.agents.benchmark import Entrant
@@ -19,10 +20,8 @@ if TYPE_CHECKING:
     from rl_assets.settings import Settings
 
 KEY = "OPENAI_API_KEY"
-OPENAI, A2A, MODEL = "openai:", "a2a:", "model"
+OPENAI, A2A = "openai:", "a2a:"
 ENDPOINT = "endpoint"
-RULES = ("hold", "random", "momentum", "contrarian", "post_follower", "news_follower")
-"""The reference agents that need no truth. Stated here, since asking `rl_assets.agents` takes NumPy to load."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,6 @@ def entrants_of(settings: Settings, names: Sequence[str], siblings: int, asking:
 
 def _entrant(name: str, siblings: int, asking: Asking, models: Mapping[str, LiveModel]) -> Entrant:
     from rl_assets.agents.benchmark import Entrant
-    from rl_assets.agents.reference import REFERENCE_AGENTS
     from rl_assets.agents.runner import ReferenceAgent
     from rl_assets.episodes import Policy
 

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import os
-import re
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from rl_assets.commands.entrants import ENDPOINT, MODEL, RULES
+from rl_assets.commands.entrants import ENDPOINT
 from rl_assets.commands.opened import opened
 from rl_assets.errors import ConfigurationError, RlAssetsError
+from rl_assets.names import MODEL, RULES, fault_of
 
 if TYPE_CHECKING:
     from rl_assets.turns import Kind
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
 DEFAULT_SECONDS, DEFAULT_MEMORY_MB = 60, 2048
 
 
@@ -54,23 +53,18 @@ def register(
     `model` is the champion of the model line, or the candidate where a rollout has reached the agent; `endpoint` a
     model behind an API; the others are reference agents.
     """
+    from rl_assets.settings import Settings
     from rl_assets.store.live import give_points
     from rl_assets.store.live import register as enter
 
-    if NAME.fullmatch(name) is None or name in RULES:
-        raise ConfigurationError(
-            f"{name[:80]!r} is no name for an agent; take 1 to 40 letters, digits, dots, dashes and underscores, and "
-            "none of a reference agent"
-        )
+    if (fault := fault_of(name, {Settings.from_env().model_line})) is not None:
+        raise ConfigurationError(fault)
     if not 1 <= len(scenario) <= 100:
         raise ConfigurationError("a scenario has 1 to 100 characters; shorten it")
     kind, policy = _policy(agent, base_url, model, temperature, key_env)
-    with opened() as (conn, settings):
-        if name == settings.model_line:
-            raise ConfigurationError(f"{name} is the name of the model line; choose another")
-        with conn.transaction():
-            enter(conn, name, kind, policy, scenario=scenario, cost=cost, seconds=seconds, memory_mb=memory)
-            balance = give_points(conn, name, points, "registered")
+    with opened() as (conn, _), conn.transaction():
+        enter(conn, name, kind, policy, scenario=scenario, cost=cost, seconds=seconds, memory_mb=memory)
+        balance = give_points(conn, name, points, "registered")
     click.echo(f"{name} plays as {agent} in scenario {scenario}; it has {balance} points and a tick costs {cost}")
 
 

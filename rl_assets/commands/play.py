@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from rl_assets.commands.entrants import ENDPOINT, KEY, RULES, key_in
+from rl_assets.commands.entrants import ENDPOINT, KEY, key_in
 from rl_assets.errors import ConfigurationError, RlAssetsError
+from rl_assets.names import RULES
 
 if TYPE_CHECKING:
     from rl_assets.a2a.client import Remote
