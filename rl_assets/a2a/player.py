@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -24,10 +25,8 @@ from rl_assets.market.streams import uniform_draws
 
 DRAWS = 5
 """Uniform numbers that a rule gets per tick."""
-ANSWER_TOKENS = 256
 TIMEOUT_SECONDS = 120.0
 """How long a model may take to answer."""
-RETRIES = 2
 
 
 @dataclass(frozen=True)
@@ -50,12 +49,14 @@ class RemoteMarket:
     world: np.ndarray
 
 
+Decide = Callable[[Remote, Clock], Awaitable[Orders]]
+"""Gives one order for a tick, in engine shape with one row."""
+
+
 class Decider(Protocol):
-    """Whoever plays: told the rules once, then asked for one order per tick."""
+    """Whoever plays: told the rules once, then asked for one order per tick, for as long as the block runs."""
 
-    def begin(self, config: WorldConfig, rules: str) -> None: ...
-
-    async def decide(self, remote: Remote, clock: Clock) -> Orders: ...
+    def begun(self, config: WorldConfig, rules: str) -> AbstractAsyncContextManager[Decide]: ...
 
 
 class RuleDecider:
@@ -65,49 +66,45 @@ class RuleDecider:
         self._rule = rule(name)
         self._seed = seed
 
-    def begin(self, config: WorldConfig, rules: str) -> None:
-        self._config = config
-        self._draws = uniform_draws([self._seed], config.ticks * DRAWS).reshape(1, -1, DRAWS)
+    @asynccontextmanager
+    async def begun(self, config: WorldConfig, rules: str) -> AsyncIterator[Decide]:
+        draws = uniform_draws([self._seed], config.ticks * DRAWS).reshape(1, -1, DRAWS)
 
-    async def decide(self, remote: Remote, clock: Clock) -> Orders:
-        market = await look(remote, self._config, clock.tick - 1)
-        return self._rule(Seat(market, np.arange(1), self._draws[:, market.tick], None))
+        async def decide(remote: Remote, clock: Clock) -> Orders:
+            market = await look(remote, config, clock.tick - 1)
+            return self._rule(Seat(market, np.arange(1), draws[:, market.tick], None))
+
+        yield decide
 
 
 class ModelDecider:
     """A model behind an OpenAI-compatible endpoint, which reads the observation that every policy reads."""
 
-    def __init__(self, base_url: str, model: str, api_key: str, temperature: float) -> None:
+    def __init__(self, base_url: str, model: str, api_key: str | None, temperature: float) -> None:
         from rl_assets.agents.endpoint import EndpointAgent
 
         self._model = model
-        self._endpoint = EndpointAgent(
-            base_url,
-            model,
-            api_key=api_key,
-            temperature=temperature,
-            max_tokens=ANSWER_TOKENS,
-            timeout=TIMEOUT_SECONDS,
-            retries=RETRIES,
-            cut_off_counts=True,
+        self._agent = EndpointAgent.at_market(
+            base_url, model, api_key=api_key, temperature=temperature, timeout=TIMEOUT_SECONDS
         )
-        self._client = self._endpoint.client()
-        self._said: list[Any] = []
 
-    def begin(self, config: WorldConfig, rules: str) -> None:
-        self._config = config
-        self._said = [{"role": "system", "content": rules}]
+    @asynccontextmanager
+    async def begun(self, config: WorldConfig, rules: str) -> AsyncIterator[Decide]:
+        async with self._agent.connected() as begin:
+            conversation = begin(rules, 0)
 
-    async def decide(self, remote: Remote, clock: Clock) -> Orders:
-        self._said.append({"role": "user", "content": clock.observation})
-        try:
-            reply = await self._endpoint.answer(self._client, self._said, seed=len(self._said))
-        except NoAnswer as error:
-            reason = shown(str(error), 200)
-            raise RlAssetsError(f"{self._model} does not answer ({reason}); check --base-url and --model") from error
-        self._said.append({"role": "assistant", "content": reply.text})
-        orders, _, _ = to_orders([reply.text], self._config)
-        return orders
+            async def decide(remote: Remote, clock: Clock) -> Orders:
+                try:
+                    reply = await conversation.reply(clock.observation)
+                except NoAnswer as error:
+                    reason = shown(str(error), 200)
+                    raise RlAssetsError(
+                        f"{self._model} does not answer ({reason}); check --base-url and --model"
+                    ) from error
+                orders, _, _ = to_orders([reply.text], config)
+                return orders
+
+            yield decide
 
 
 @dataclass(frozen=True)
@@ -126,13 +123,13 @@ async def play(
     """Join under a name and play to the end. Raises RemoteError, or RemoteRefusal if joining is refused."""
     joined = await join(remote, name, key)
     config, clock = joined.config, await opened(remote, joined.clock)
-    decider.begin(config, joined.rules)
     refused: Counter[str] = Counter()
-    while not clock.finished:
-        on_progress(clock.tick - 1, config.ticks)
-        acted = await act(remote, await decider.decide(remote, clock), config, clock)
-        clock = acted.clock
-        refused.update([acted.refusal] if acted.refusal is not None else [])
+    async with decider.begun(config, joined.rules) as decide:
+        while not clock.finished:
+            on_progress(clock.tick - 1, config.ticks)
+            acted = await act(remote, await decide(remote, clock), config, clock)
+            clock = acted.clock
+            refused.update([acted.refusal] if acted.refusal is not None else [])
     on_progress(config.ticks, config.ticks)
     return Played(config.ticks, clock.result, dict(refused))
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from rl_assets.a2a.client import Remote
 from rl_assets.a2a.market_client import Clock
-from rl_assets.a2a.player import ANSWER_TOKENS, RuleDecider
+from rl_assets.a2a.player import RuleDecider
 from rl_assets.agents import prompt
 from rl_assets.agents.line_player import served
 from rl_assets.agents.reply import Reply
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 KEY_NAME = re.compile(r"[A-Z][A-Z0-9_]*_API_KEY")
 """Names of variables that an endpoint may be sent: no other secret of the environment."""
-RETRIES = 2
 
 
 class TurnDecider(Protocol):
@@ -78,15 +77,12 @@ def _endpoint(job: Job) -> EndpointAgent:
             f"{job.name} sends the key in {str(key)[:80]!r}, which is no variable of that kind that is set here; set "
             "it, or register the agent with another --key-env"
         )
-    return EndpointAgent(
+    return EndpointAgent.at_market(
         _text(job, "base_url"),
         _text(job, "model"),
         api_key=os.environ[str(key)] if key is not None else None,
         temperature=float(job.policy.get("temperature", 1.0)),
-        max_tokens=ANSWER_TOKENS,
         timeout=float(job.seconds),
-        retries=RETRIES,
-        cut_off_counts=True,
     )
 
 
@@ -108,9 +104,8 @@ class _Rule:
     async def decide(
         self, market: Remote, config: WorldConfig, clock: Clock, system: str, past: Sequence[Said], seed: int
     ) -> Reply:
-        rule = RuleDecider(self.policy.name, (seed,))
-        rule.begin(config, system)
-        orders = await rule.decide(market, clock)
+        async with RuleDecider(self.policy.name, (seed,)).begun(config, system) as decide:
+            orders = await decide(market, clock)
         return Reply(prompt.render_orders(orders, config)[0])
 
 

@@ -204,7 +204,7 @@ def played_by_a_model(served: Served, stranger: Stranger, said: list[str]) -> Pl
 
     async def go() -> Played:
         async with connect(served.url) as remote:
-            decider = ModelDecider(f"{stranger.url}/v1", "m", "none", 0.5)
+            decider = ModelDecider(f"{stranger.url}/v1", "m", None, 0.5)
             return await play(remote, decider, "model-a2a", None, lambda done, total: None)
 
     return asyncio.run(go())
@@ -237,6 +237,25 @@ def test_a_model_behind_an_endpoint_plays_what_it_reads(serve: Servers, stranger
     ]
     assert sum(played.refused.values()) == 3
     assert any("not enough cash" in reason for reason in played.refused)
+
+
+def test_a_models_connections_are_closed_when_it_has_played(serve: Servers, monkeypatch: pytest.MonkeyPatch):
+    served = serve()
+    connections = set()
+
+    async def go(decider: ModelDecider) -> None:
+        async with connect(served.url) as remote:
+            await play(remote, decider, "model-a2a", None, lambda done, total: None)
+        # The loop still runs, and the decider is still held: nothing but closing them ends the connections.
+        async with asyncio.timeout(5):
+            while any(connection.fileno() != -1 for connection in connections):
+                await asyncio.sleep(0.02)
+
+    with loopback_model() as model:
+        respond = model.respond
+        monkeypatch.setattr(model, "respond", lambda handler: (connections.add(handler.connection), respond(handler)))
+        asyncio.run(go(ModelDecider(model.url, "m", None, 0.5)))
+    assert connections
 
 
 def test_a_model_joins_and_posts_in_a_world_where_that_can_be_done(serve: Servers, stranger: Stranger):
