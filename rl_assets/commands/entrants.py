@@ -121,6 +121,21 @@ def _endpoint_of(name: str) -> tuple[str, str]:
     return model, base_url
 
 
+def endpoint_asked(agent: str, base_url: str | None, model: str | None, key_env: str | None) -> tuple[str, str] | None:
+    """URL and model where an endpoint is to play, None where another agent is. Raises ConfigurationError where the
+    options do not fit the agent."""
+    from rl_assets.a2a.client import read_url
+
+    if agent != ENDPOINT:
+        if base_url or model or key_env:
+            raise ConfigurationError("--base-url, --model and --key-env are for --agent endpoint; leave them out")
+        return None
+    if not base_url or not model:
+        raise ConfigurationError("--agent endpoint asks an API: say which with --base-url and --model")
+    read_url(base_url)
+    return base_url, model
+
+
 def key_in(variable: str) -> str:
     """The key that a variable holds which --key-env names. Raises ConfigurationError where it is not set."""
     key = os.environ.get(variable)

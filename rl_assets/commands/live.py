@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rl_assets.commands.entrants import ENDPOINT
+from rl_assets.commands.entrants import ENDPOINT, endpoint_asked
 from rl_assets.commands.opened import opened
 from rl_assets.errors import ConfigurationError, RlAssetsError
 from rl_assets.names import MODEL, RULES, fault_of
@@ -140,21 +140,16 @@ def _policy(
     agent: str, base_url: str | None, model: str | None, temperature: float, key_env: str | None
 ) -> tuple[Kind, dict[str, Any]]:
     """What is kept of who decides. Raises ConfigurationError."""
-    from rl_assets.a2a.client import read_url
     from rl_assets.agents.deciders import KEY_NAME
 
-    if agent != ENDPOINT:
-        if base_url or model or key_env:
-            raise ConfigurationError("--base-url, --model and --key-env are for --agent endpoint; leave them out")
+    asked = endpoint_asked(agent, base_url, model, key_env)
+    if asked is None:
         return ("model", {}) if agent == MODEL else ("reference", {"name": agent})
-    if not base_url or not model:
-        raise ConfigurationError("--agent endpoint asks an API: say which with --base-url and --model")
-    read_url(base_url)
     if key_env is not None and KEY_NAME.fullmatch(key_env) is None:
         raise ConfigurationError(
             "--key-env names a variable like OPENAI_API_KEY, which holds the key; do not give the key"
         )
     if key_env is not None and not os.environ.get(key_env):
         click.echo(f"{key_env} is not set here; set it where the ticks are played", err=True)
-    policy = {"base_url": base_url, "model": model, "temperature": temperature}
+    policy = {"base_url": asked[0], "model": asked[1], "temperature": temperature}
     return "endpoint", policy | ({"key": key_env} if key_env else {})
