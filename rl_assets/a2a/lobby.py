@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import re
 import secrets
 import time
 from collections import Counter
@@ -20,10 +19,9 @@ from pydantic import Field
 from rl_assets.a2a.params import Params
 from rl_assets.a2a.session import Refused, Room, Session
 from rl_assets.agents import prompt
-from rl_assets.agents.reference import REFERENCE_AGENTS
 from rl_assets.agents.runner import World
+from rl_assets.names import fault_of
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
 TOLD = (
     *("ticks", "tick_seconds", "markets", "perps", "start_cash", "fee", "leverage", "taker_fee", "maintenance"),
     *("chats", "paid_sources", "source_price", "post_influence"),
@@ -51,8 +49,8 @@ class Limits:
 class Lobby:
     """Rooms of some worlds, a market day each: whoever joins again plays the next one, and after the last the first.
 
-    agents: how many share a clock. reserved: names that no agent may take. key: what to join with, None where anybody
-    may. on_move: called after every tick of a room.
+    agents: how many share a clock. lines: names of model lines, which no agent may take. key: what to join with,
+    None where anybody may. on_move: called after every tick of a room.
     """
 
     def __init__(
@@ -61,7 +59,7 @@ class Lobby:
         *,
         agents: int = 1,
         limits: Limits = Limits(),
-        reserved: frozenset[str] = frozenset(),
+        lines: frozenset[str] = frozenset(),
         key: str | None = None,
         now: Callable[[], float] = time.monotonic,
         on_move: Callable[[Room], None] = lambda room: None,
@@ -70,7 +68,7 @@ class Lobby:
         self._agents = agents
         self.on_move = on_move
         self._limits = limits
-        self._reserved = reserved | frozenset(REFERENCE_AGENTS)
+        self._lines = lines
         self._key = key
         self._now = now
         self._sessions: dict[str, tuple[Session, bytes]] = {}
@@ -85,10 +83,8 @@ class Lobby:
         """
         if self._key is not None and not _same(params.key or "", self._key):
             raise Refused("this server wants a key to join; ask its owner, and send it as `key`")
-        if NAME.fullmatch(params.agent) is None:
-            raise Refused("an agent's name has 1 to 40 letters, digits, dots, dashes and underscores")
-        if params.agent in self._reserved:
-            raise Refused(f"{params.agent} is the name of a policy of this platform; choose another")
+        if (fault := fault_of(params.agent, self._lines)) is not None:
+            raise Refused(fault)
         self.expire()
         if len(self._sessions) >= self._limits.sessions:
             self._forget_finished()

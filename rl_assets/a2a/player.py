@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
-import asyncio
+import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
-from rl_assets.a2a.client import Remote, RemoteError, RemoteRefusal
+from rl_assets.a2a.client import Remote, RemoteRefusal
+from rl_assets.a2a.market_client import Clock, field, join, moved, number, opened, read_clock, unreadable
 from rl_assets.a2a.params import MOST_POSTS, shown
 from rl_assets.agents.reference import Seat, rule
 from rl_assets.agents.remote import NoAnswer
-from rl_assets.errors import ConfigurationError, RlAssetsError
+from rl_assets.errors import RlAssetsError
 from rl_assets.market.actions import to_orders
 from rl_assets.market.engine import Do, Orders
 from rl_assets.market.snapshot import Post, WorldConfig
 from rl_assets.market.sources import RELIABILITY
 from rl_assets.market.streams import uniform_draws
 
-WAIT_SECONDS = 20.0
-"""How long one call waits for the other agents of a clock."""
 DRAWS = 5
 """Uniform numbers that a rule gets per tick."""
-ANSWER_TOKENS = 256
 TIMEOUT_SECONDS = 120.0
 """How long a model may take to answer."""
-RETRIES = 2
 
 
 @dataclass(frozen=True)
@@ -51,12 +49,14 @@ class RemoteMarket:
     world: np.ndarray
 
 
+Decide = Callable[[Remote, Clock], Awaitable[Orders]]
+"""Gives one order for a tick, in engine shape with one row."""
+
+
 class Decider(Protocol):
-    """Whoever plays: told the rules once, then asked for one order per tick."""
+    """Whoever plays: told the rules once, then asked for one order per tick, for as long as the block runs."""
 
-    def begin(self, config: WorldConfig, rules: str) -> None: ...
-
-    async def decide(self, remote: Remote, clock: dict[str, Any]) -> Orders: ...
+    def begun(self, config: WorldConfig, rules: str) -> AbstractAsyncContextManager[Decide]: ...
 
 
 class RuleDecider:
@@ -66,49 +66,45 @@ class RuleDecider:
         self._rule = rule(name)
         self._seed = seed
 
-    def begin(self, config: WorldConfig, rules: str) -> None:
-        self._config = config
-        self._draws = uniform_draws([self._seed], config.ticks * DRAWS).reshape(1, -1, DRAWS)
+    @asynccontextmanager
+    async def begun(self, config: WorldConfig, rules: str) -> AsyncIterator[Decide]:
+        draws = uniform_draws([self._seed], config.ticks * DRAWS).reshape(1, -1, DRAWS)
 
-    async def decide(self, remote: Remote, clock: dict[str, Any]) -> Orders:
-        market = await look(remote, self._config, clock["tick"] - 1)
-        return self._rule(Seat(market, np.arange(1), self._draws[:, market.tick], None))
+        async def decide(remote: Remote, clock: Clock) -> Orders:
+            market = await look(remote, config, clock.tick - 1)
+            return self._rule(Seat(market, np.arange(1), draws[:, market.tick], None))
+
+        yield decide
 
 
 class ModelDecider:
     """A model behind an OpenAI-compatible endpoint, which reads the observation that every policy reads."""
 
-    def __init__(self, base_url: str, model: str, api_key: str, temperature: float) -> None:
+    def __init__(self, base_url: str, model: str, api_key: str | None, temperature: float) -> None:
         from rl_assets.agents.endpoint import EndpointAgent
 
         self._model = model
-        self._endpoint = EndpointAgent(
-            base_url,
-            model,
-            api_key=api_key,
-            temperature=temperature,
-            max_tokens=ANSWER_TOKENS,
-            timeout=TIMEOUT_SECONDS,
-            retries=RETRIES,
-            cut_off_counts=True,
+        self._agent = EndpointAgent.at_market(
+            base_url, model, api_key=api_key, temperature=temperature, timeout=TIMEOUT_SECONDS
         )
-        self._client = self._endpoint.client()
-        self._said: list[Any] = []
 
-    def begin(self, config: WorldConfig, rules: str) -> None:
-        self._config = config
-        self._said = [{"role": "system", "content": rules}]
+    @asynccontextmanager
+    async def begun(self, config: WorldConfig, rules: str) -> AsyncIterator[Decide]:
+        async with self._agent.connected() as begin:
+            conversation = begin(rules, 0)
 
-    async def decide(self, remote: Remote, clock: dict[str, Any]) -> Orders:
-        self._said.append({"role": "user", "content": clock["observation"]})
-        try:
-            reply = await self._endpoint.answer(self._client, self._said, seed=len(self._said))
-        except NoAnswer as error:
-            reason = shown(str(error), 200)
-            raise RlAssetsError(f"{self._model} does not answer ({reason}); check --base-url and --model") from error
-        self._said.append({"role": "assistant", "content": reply.text})
-        orders, _, _ = to_orders([reply.text], self._config)
-        return orders
+            async def decide(remote: Remote, clock: Clock) -> Orders:
+                try:
+                    reply = await conversation.reply(clock.observation)
+                except NoAnswer as error:
+                    reason = shown(str(error), 200)
+                    raise RlAssetsError(
+                        f"{self._model} does not answer ({reason}); check --base-url and --model"
+                    ) from error
+                orders, _, _ = to_orders([reply.text], config)
+                return orders
+
+            yield decide
 
 
 @dataclass(frozen=True)
@@ -125,46 +121,52 @@ async def play(
     remote: Remote, decider: Decider, name: str, key: str | None, on_progress: Callable[[int, int], None]
 ) -> Played:
     """Join under a name and play to the end. Raises RemoteError, or RemoteRefusal if joining is refused."""
-    told = await remote.call("join", {"agent": name, "fastForward": True} | ({"key": key} if key else {}))
-    try:
-        config = WorldConfig(**told["market"])
-        clock, rules, token = told["clock"], str(told["rules"]), str(told["token"])
-        if told["instruments"] != list(config.instruments):
-            raise ValueError("the instruments do not fit the market")
-    except (KeyError, TypeError, ValueError, ConfigurationError) as error:
-        raise RemoteError(f"the server's answer to join cannot be read ({error!r}); is it of this version?") from error
-    remote.send_header("Authorization", f"Bearer {token}")
-    while not _told(clock, "open"):
-        await asyncio.sleep(1.0)
-        clock = await _clock(remote, "getClock", {})
-    decider.begin(config, rules)
+    joined = await join(remote, name, key)
+    config, clock = joined.config, await opened(remote, joined.clock)
     refused: Counter[str] = Counter()
-    while not _told(clock, "finished"):
-        tick = _told(clock, "tick")
-        on_progress(tick - 1, config.ticks)
-        orders = await decider.decide(remote, clock)
-        try:
-            operation, params = await as_operation(remote, orders, config)
-        except RemoteRefusal as refusal:
-            refused[str(refusal)] += 1
-            operation, params = "advance", {}
-        if operation != "advance":
-            try:
-                clock = await _clock(remote, operation, params)
-            except RemoteRefusal as refusal:
-                refused[str(refusal)] += 1
-        while not _told(clock, "finished") and _told(clock, "tick") == tick:
-            clock = await _clock(remote, "advance", {"tick": tick, "wait": WAIT_SECONDS})
+    async with decider.begun(config, joined.rules) as decide:
+        while not clock.finished:
+            on_progress(clock.tick - 1, config.ticks)
+            acted = await act(remote, await decide(remote, clock), config, clock)
+            clock = acted.clock
+            refused.update([acted.refusal] if acted.refusal is not None else [])
     on_progress(config.ticks, config.ticks)
-    return Played(config.ticks, _told(clock, "result"), dict(refused))
+    return Played(config.ticks, clock.result, dict(refused))
+
+
+@dataclass(frozen=True)
+class Acted:
+    """What came of an order. clock: after it. answer: the market's, empty where nothing was ordered. refusal: why the
+    tick was held instead."""
+
+    clock: Clock
+    answer: dict[str, Any]
+    refusal: str | None
+
+
+async def act(remote: Remote, orders: Orders, config: WorldConfig, clock: Clock, seconds: float = math.inf) -> Acted:
+    """Place the first row's order and wait, for so many seconds, until the market has moved. Raises RemoteError."""
+    answer, refusal, after = {}, None, clock
+    try:
+        operation, params = await as_operation(remote, orders, config)
+        if operation != "advance":
+            answer = await remote.call(operation, params)
+            after = read_clock(answer)
+    except RemoteRefusal as error:
+        refusal = str(error)
+    if not after.finished and after.tick == clock.tick:
+        after = await moved(remote, clock.tick, seconds)
+    return Acted(after, answer, refusal)
 
 
 async def look(remote: Remote, config: WorldConfig, tick: int) -> RemoteMarket:
     """The market of this tick, from what the operations answer. Raises RemoteError where that cannot be read."""
-    predictions = (await remote.call("getPredictions"))["predictions"]
-    perpetuals = (await remote.call("getPerpetuals"))["perpetuals"]
-    feed = (await remote.call("getFeed", {"limit": MOST_POSTS}))["posts"]
-    balance = (await remote.call("getBalance"))["balance"]
+    if not 0 <= tick < config.ticks:
+        raise unreadable("clock", "'tick' is none of the market's")
+    predictions = field(await remote.call("getPredictions"), "predictions", list)
+    perpetuals = field(await remote.call("getPerpetuals"), "perpetuals", list)
+    feed = field(await remote.call("getFeed", {"limit": MOST_POSTS}), "posts", list)
+    balance = number(await remote.call("getBalance"), "balance")
     names = config.instruments
     try:
         markets = {market["id"]: market for market in predictions}
@@ -177,7 +179,7 @@ async def look(remote: Remote, config: WorldConfig, tick: int) -> RemoteMarket:
         return RemoteMarket(
             config=config,
             tick=tick,
-            cash=np.array([float(balance)]),
+            cash=np.array([balance]),
             prices=_row(markets[name]["yesPrice"] for name in names[: config.markets]),
             earlier_prices=_row(markets[name]["earlierYesPrice"] for name in names[: config.markets]),
             perp_prices=_row(perps[name]["price"] for name in names[config.markets :]),
@@ -185,8 +187,8 @@ async def look(remote: Remote, config: WorldConfig, tick: int) -> RemoteMarket:
             unique=[Heard(posts)],
             world=np.zeros(1, int),
         )
-    except (KeyError, TypeError, ValueError) as error:
-        raise RemoteError(f"the server's market cannot be read ({error!r}); is it of this version?") from error
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise unreadable("state", shown(repr(error), 200)) from error
 
 
 async def as_operation(remote: Remote, orders: Orders, config: WorldConfig) -> tuple[str, dict[str, Any]]:
@@ -208,27 +210,24 @@ async def as_operation(remote: Remote, orders: Orders, config: WorldConfig) -> t
         return "openPosition", {"ticker": name, "side": do.name, "amount": size}
     if place >= config.markets:
         return "closePosition", {"positionId": name}
-    held = (await remote.call("getPositions"))["predictionPositions"]
-    wanted = {Do.SELL_YES: ("YES",), Do.SELL_NO: ("NO",), Do.CLOSE: ("YES", "NO")}[do]
-    mine = [position for position in held if position["marketId"] == name and position["outcome"] in wanted]
+    largest = await _largest(remote, name, {Do.SELL_YES: ("YES",), Do.SELL_NO: ("NO",), Do.CLOSE: ("YES", "NO")}[do])
+    identity = field(largest, "positionId", str, "position")
+    if do == Do.CLOSE:
+        return "closePosition", {"positionId": identity}
+    price = number(largest, "price", "position")
+    if price <= 0:
+        raise unreadable("position", "'price' is not positive")
+    return "sellShares", {"positionId": identity, "shares": min(number(largest, "shares", "position"), size / price)}
+
+
+async def _largest(remote: Remote, market: str, outcomes: Sequence[str]) -> Any:
+    """The position of most value among these sides of a market. Raises RemoteRefusal where there is none."""
+    held = field(await remote.call("getPositions"), "predictionPositions", list)
+    sides = [(field(p, "marketId", str, "position"), field(p, "outcome", str, "position")) for p in held]
+    mine = [position for position, (name, side) in zip(held, sides, strict=True) if name == market and side in outcomes]
     if not mine:
         raise RemoteRefusal("nothing to sell")
-    largest = max(mine, key=lambda position: position["value"])
-    if do == Do.CLOSE:
-        return "closePosition", {"positionId": largest["positionId"]}
-    shares = min(largest["shares"], size / largest["price"])
-    return "sellShares", {"positionId": largest["positionId"], "shares": shares}
-
-
-async def _clock(remote: Remote, operation: str, params: dict[str, Any]) -> dict[str, Any]:
-    return (await remote.call(operation, params))["clock"]
-
-
-def _told(clock: dict[str, Any], name: str) -> Any:
-    try:
-        return clock[name]
-    except (KeyError, TypeError) as error:
-        raise RemoteError(f"the server's clock lacks {name!r}; is it of this version?") from error
+    return max(mine, key=lambda position: number(position, "value", "position"))
 
 
 def _row(values: Iterable[Any]) -> np.ndarray:

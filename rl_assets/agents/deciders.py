@@ -12,12 +12,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from rl_assets.a2a.client import Remote
-from rl_assets.a2a.player import ANSWER_TOKENS, RuleDecider
+from rl_assets.a2a.market_client import Clock
+from rl_assets.a2a.player import RuleDecider
 from rl_assets.agents import prompt
 from rl_assets.agents.line_player import served
 from rl_assets.agents.reply import Reply
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
 KEY_NAME = re.compile(r"[A-Z][A-Z0-9_]*_API_KEY")
 """Names of variables that an endpoint may be sent: no other secret of the environment."""
-RETRIES = 2
 
 
 class TurnDecider(Protocol):
@@ -43,7 +43,7 @@ class TurnDecider(Protocol):
     sampling: Sampling | None
 
     async def decide(
-        self, market: Remote, config: WorldConfig, clock: dict[str, Any], system: str, past: Sequence[Said], seed: int
+        self, market: Remote, config: WorldConfig, clock: Clock, system: str, past: Sequence[Said], seed: int
     ) -> Reply:
         """The answer to the clock's observation. Raises RlAssetsError where there is none."""
         ...
@@ -77,15 +77,12 @@ def _endpoint(job: Job) -> EndpointAgent:
             f"{job.name} sends the key in {str(key)[:80]!r}, which is no variable of that kind that is set here; set "
             "it, or register the agent with another --key-env"
         )
-    return EndpointAgent(
+    return EndpointAgent.at_market(
         _text(job, "base_url"),
         _text(job, "model"),
         api_key=os.environ[str(key)] if key is not None else None,
         temperature=float(job.policy.get("temperature", 1.0)),
-        max_tokens=ANSWER_TOKENS,
         timeout=float(job.seconds),
-        retries=RETRIES,
-        cut_off_counts=True,
     )
 
 
@@ -105,11 +102,10 @@ class _Rule:
         self.policy = Policy(name)
 
     async def decide(
-        self, market: Remote, config: WorldConfig, clock: dict[str, Any], system: str, past: Sequence[Said], seed: int
+        self, market: Remote, config: WorldConfig, clock: Clock, system: str, past: Sequence[Said], seed: int
     ) -> Reply:
-        rule = RuleDecider(self.policy.name, (seed,))
-        rule.begin(config, system)
-        orders = await rule.decide(market, clock)
+        async with RuleDecider(self.policy.name, (seed,)).begun(config, system) as decide:
+            orders = await decide(market, clock)
         return Reply(prompt.render_orders(orders, config)[0])
 
 
@@ -120,13 +116,13 @@ class _Api:
         self.policy, self.sampling, self._agent = policy, agent.sampling, agent
 
     async def decide(
-        self, market: Remote, config: WorldConfig, clock: dict[str, Any], system: str, past: Sequence[Said], seed: int
+        self, market: Remote, config: WorldConfig, clock: Clock, system: str, past: Sequence[Said], seed: int
     ) -> Reply:
         began = time.perf_counter()
         async with self._agent.client() as client:
-            said = messages(system, past, clock["observation"])
+            said = messages(system, past, clock.observation)
             # One seed for all ticks would draw the same numbers at each of them.
-            reply = await self._agent.answer(client, said, (seed + clock["tick"]) % 2**31)
+            reply = await self._agent.answer(client, said, (seed + clock.tick) % 2**31)
         return replace(reply, latency_ms=round(1000 * (time.perf_counter() - began)))
 
 
@@ -141,7 +137,7 @@ class _Local:
         self.sampling: Sampling | None = Sampling(temperature=1.0, max_tokens=self._neural.max_tokens)
 
     async def decide(
-        self, market: Remote, config: WorldConfig, clock: dict[str, Any], system: str, past: Sequence[Said], seed: int
+        self, market: Remote, config: WorldConfig, clock: Clock, system: str, past: Sequence[Said], seed: int
     ) -> Reply:
         from rl_assets.agents.neural import Conversations
 
@@ -151,9 +147,9 @@ class _Local:
             context += [*neural.encode(render(said.observation, 0)), *said.token_ids]
             context += [neural.end_id] if context[-1] != neural.end_id else []
             render = neural.following
-        context += neural.encode(render(clock["observation"], 0))
-        draws = np.random.default_rng((seed, clock["tick"])).random((1, neural.max_tokens))
-        (reply,) = Conversations(neural, [system], 1.0).continue_with([context], [clock["observation"]], draws)
+        context += neural.encode(render(clock.observation, 0))
+        draws = np.random.default_rng((seed, clock.tick)).random((1, neural.max_tokens))
+        (reply,) = Conversations(neural, [system], 1.0).continue_with([context], [clock.observation], draws)
         return reply
 
 

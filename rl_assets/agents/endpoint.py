@@ -23,6 +23,9 @@ LONGEST_REASON = 200
 """Characters of a server's own words that are passed on."""
 UNKNOWN_TOKEN = -1
 """Token id where the server gives a logprob for a text alone."""
+ANSWER_TOKENS = 256
+RETRIES = 2
+"""At a market elsewhere, whose tick does not wait for long."""
 _ID = "token_id:"
 
 
@@ -57,6 +60,22 @@ class EndpointAgent:
         self._temperature, self._timeout, self._retries = temperature, timeout, retries
         self._cut_off_counts = cut_off_counts
         self._optional: dict[str, Any] = {"logprobs": True, "seed": None, "max_tokens": max_tokens}
+
+    @classmethod
+    def at_market(
+        cls, base_url: str, model: str, *, api_key: str | None, temperature: float, timeout: float
+    ) -> EndpointAgent:
+        """A model that plays a market elsewhere: what it says is played as far as it goes."""
+        return cls(
+            base_url,
+            model,
+            api_key=api_key,
+            temperature=temperature,
+            max_tokens=ANSWER_TOKENS,
+            timeout=timeout,
+            retries=RETRIES,
+            cut_off_counts=True,
+        )
 
     @asynccontextmanager
     async def connected(self) -> AsyncIterator[Begin]:

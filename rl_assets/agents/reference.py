@@ -14,16 +14,7 @@ from rl_assets.market.config import WorldConfig
 from rl_assets.market.engine import Do, Orders
 from rl_assets.market.snapshot import Post, Truth, at_tick
 from rl_assets.market.sources import RELIABILITY
-
-REFERENCE_AGENTS: tuple[str, ...] = (
-    "hold",
-    "random",
-    "momentum",
-    "contrarian",
-    "post_follower",
-    "news_follower",
-    "oracle",
-)
+from rl_assets.names import REFERENCE_AGENTS
 
 
 DRAWS = 5

@@ -6,7 +6,6 @@ file that only this account can read; what is told holds neither it nor a key.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import time
@@ -15,18 +14,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from a2a.client.errors import A2AClientHTTPError
 from pydantic import BaseModel, ValidationError
 
 from rl_assets.a2a.client import Remote, RemoteError, RemoteRefusal, connect
-from rl_assets.a2a.player import as_operation
+from rl_assets.a2a.market_client import Clock, clock_of, field, join, moved, number, opened, read_config
+from rl_assets.a2a.player import act
 from rl_assets.agents.deciders import decider_of
-from rl_assets.agents.remote import as_text
 from rl_assets.episodes import digest
 from rl_assets.errors import RlAssetsError
 from rl_assets.market.actions import to_orders
-from rl_assets.market.engine import Do, Orders
+from rl_assets.market.engine import Do
 from rl_assets.market.snapshot import WorldConfig
 from rl_assets.turns import JOIN_KEY, Decision, Job
 
@@ -40,27 +38,18 @@ _SECRETS = ("token", "session", "key")
 
 
 class MarketDay(BaseModel):
-    """An agent's place in a market. id: how this project calls it. rules, instruments, market: as joining told them."""
+    """An agent's place in a market. id: how this project calls it. rules, market: as joining told them."""
 
     id: str
     url: str
     token: str
     rules: str
-    instruments: list[str]
     market: dict[str, Any]
 
     @property
     def config(self) -> WorldConfig:
         """Raises RemoteError where the market does not describe a world of this version."""
-        try:
-            config = WorldConfig(**self.market)
-            if self.instruments != list(config.instruments):
-                raise ValueError("the instruments do not fit the market")
-        except (TypeError, ValueError, RlAssetsError) as error:
-            raise RemoteError(
-                f"the market's answer to join cannot be read ({error}); is it of this version?"
-            ) from error
-        return config
+        return read_config(self.market)
 
 
 class Witness(Remote):
@@ -122,69 +111,57 @@ def write_day(path: Path, day: MarketDay) -> None:
     beside.replace(path)
 
 
-async def _resumed(market: Witness, day: MarketDay) -> dict[str, Any] | None:
+async def _resumed(market: Witness, day: MarketDay) -> Clock | None:
     """The clock of a day that goes on, or None where it is over or the market has forgotten it."""
     market.send_header("Authorization", f"Bearer {day.token}")
     try:
-        clock = _clock(await market.call("getClock"))
+        clock = await clock_of(market)
     except RemoteError as error:
         cause = error.__cause__
         if isinstance(cause, A2AClientHTTPError) and cause.status_code == 401:
             return None
         raise
-    return None if _told(clock, "finished") else clock
+    return None if clock.finished else clock
 
 
-async def _joined(market: Witness, job: Job) -> tuple[MarketDay, dict[str, Any]]:
-    key = os.environ.get(JOIN_KEY)
-    told = await market.call("join", {"agent": job.name, "fastForward": True} | ({"key": key} if key else {}))
-    try:
-        day = MarketDay(
-            id=uuid.uuid4().hex,
-            url=job.market_url,
-            token=told["token"],
-            rules=as_text(told["rules"]),
-            instruments=told["instruments"],
-            market=told["market"],
-        )
-        clock = told["clock"]
-    except (KeyError, TypeError, AttributeError, ValidationError) as error:
-        said = type(error).__name__  # its text may repeat the token
-        raise RemoteError(f"the market's answer to join cannot be read ({said}); is it of this version?") from None
-    market.send_header("Authorization", f"Bearer {day.token}")
-    return day, clock
+async def _joined(market: Witness, job: Job) -> tuple[MarketDay, Clock]:
+    place = await join(market, job.name, os.environ.get(JOIN_KEY))
+    day = MarketDay(id=uuid.uuid4().hex, url=job.market_url, token=place.token, rules=place.rules, market=place.market)
+    return day, place.clock
 
 
-async def _decide(job: Job, market: Witness, day: MarketDay, clock: dict[str, Any], tell: Tell, path: Path) -> None:
-    config, deadline = day.config, time.monotonic() + MOVE_SECONDS
-    while not _told(clock, "open") and time.monotonic() < deadline:
-        await asyncio.sleep(0.2)
-        clock = _clock(await market.call("getClock"))
-    if not _told(clock, "open"):
+async def _decidable(market: Remote, clock: Clock) -> Clock:
+    """The clock of a tick that this agent may decide. Raises RlAssetsError where the others do not let it come."""
+    clock = await opened(market, clock, MOVE_SECONDS)
+    if not clock.open:
         raise RlAssetsError("the market opens when all its agents have joined; register as many as it has places")
-    if _told(clock, "acted"):
-        clock = await _moved(market, clock)
-    if _told(clock, "finished") or _told(clock, "acted"):
+    if clock.acted:
+        clock = await moved(market, clock.tick, MOVE_SECONDS)
+    if clock.finished or clock.acted:
         raise RlAssetsError(
             "the market has not moved since this agent's last order: others of its clock have not acted"
         )
+    return clock
+
+
+async def _decide(job: Job, market: Witness, day: MarketDay, clock: Clock, tell: Tell, path: Path) -> None:
+    config, clock = day.config, await _decidable(market, clock)
     decider = decider_of(job)
     past = job.past
     continues = past is not None and past.day == day.id and past.policy == str(decider.policy)
     said = past.said if past is not None and continues else ()
     before = await market.call("getPortfolio")
     account = _account(before)
-    clock["observation"] = as_text(str(_told(clock, "observation")))
     seed = int(digest([job.agent_id, day.id])[:8], 16) >> 1
     reply = await decider.decide(market, config, clock, day.rules, said, seed)
-    tell("reply", {"model": str(decider.policy), "userPrompt": clock["observation"], "response": reply.text})
-    orders, (action,), (unreadable,) = to_orders([reply.text], config)
+    tell("reply", {"model": str(decider.policy), "userPrompt": clock.observation, "response": reply.text})
+    orders, (action,), (invalid,) = to_orders([reply.text], config)
     market.purpose = "carry out the decision"
-    after, answer, error = await _act(market, orders, config, clock, unreadable)
+    acted = await act(market, orders, config, clock, MOVE_SECONDS)
+    after, error = acted.clock, None if acted.refusal is None else invalid or acted.refusal
     market.purpose = "see what came of the decision"
-    finished = _told(after, "finished")
-    settled = _told(after, "result") if finished else await market.call("getPortfolio")
-    fee = answer.get("fee", 0.0)
+    settled = after.result if after.finished else await market.call("getPortfolio")
+    fee = acted.answer.get("fee", 0.0)
     tell(
         "decision",
         Decision(
@@ -195,8 +172,8 @@ async def _decide(job: Job, market: Witness, day: MarketDay, clock: dict[str, An
             step=decider.policy.step,
             temperature=decider.sampling.temperature if decider.sampling else None,
             max_tokens=decider.sampling.max_tokens if decider.sampling else None,
-            tick=_told(clock, "tick") - 1,
-            observation=clock["observation"],
+            tick=clock.tick - 1,
+            observation=clock.observation,
             response=reply.text,
             token_ids=reply.token_ids,
             logprobs=reply.logprobs,
@@ -206,7 +183,7 @@ async def _decide(job: Job, market: Witness, day: MarketDay, clock: dict[str, An
             valid=error is None,
             error=error,
             equity_before=account["equity"],
-            equity=_told(settled, "equity"),
+            equity=number(settled, "equity", "account"),
             traded=error is None and int(orders.do[0]) in TRADES,
             fee=fee if isinstance(fee, (int, float)) else 0.0,
             environment={
@@ -215,61 +192,17 @@ async def _decide(job: Job, market: Witness, day: MarketDay, clock: dict[str, An
                 "openPositions": len(account["positions"]),
                 "activeMarkets": config.markets + config.perps,
             },
-            result={name: value for name, value in answer.items() if name != "clock"}
-            | ({"day": settled} if finished else {}),
+            result={name: value for name, value in acted.answer.items() if name != "clock"}
+            | ({"day": settled} if after.finished else {}),
         ).model_dump(),
     )
-    if finished:
+    if after.finished:
         path.unlink(missing_ok=True)
 
 
-async def _act(
-    market: Remote, orders: Orders, config: WorldConfig, clock: dict[str, Any], unreadable: str | None
-) -> tuple[dict[str, Any], dict[str, Any], str | None]:
-    """Place the order and let the market move: the clock after it, what the market answered, and why it was refused."""
-    tick, answer, error = _told(clock, "tick"), {}, None
-    try:
-        operation, params = await as_operation(market, orders, config)
-        if operation != "advance":
-            answer = await market.call(operation, params)
-    except RemoteRefusal as refusal:
-        error = unreadable or str(refusal)
-    after = _clock(answer) if answer else _clock(await market.call("advance", {"tick": tick, "wait": 0.0}))
-    if not _told(after, "finished") and _told(after, "tick") == tick:
-        after = await _moved(market, after)
-    return after, answer, error
-
-
-async def _moved(market: Remote, clock: dict[str, Any]) -> dict[str, Any]:
-    """The clock once the others have acted too, or as it is when the wait is over."""
-    tick, deadline = _told(clock, "tick"), time.monotonic() + MOVE_SECONDS
-    while not _told(clock, "finished") and _told(clock, "tick") == tick and (left := deadline - time.monotonic()) > 0:
-        clock = _clock(await market.call("advance", {"tick": tick, "wait": min(left, 3.0)}))
-    return clock
-
-
 def _account(portfolio: Any) -> dict[str, Any]:
-    try:
-        numbers = {name: float(portfolio[name]) for name in ("balance", "equity", "pnl")}
-        positions = list(portfolio["positions"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise RemoteError(f"the agent's account cannot be read ({error!r}); is the market of this version?") from error
-    if not np.isfinite(list(numbers.values())).all():
-        raise RemoteError("the agent's account holds what is no number of dollars; is the market of this version?")
-    return {**numbers, "positions": positions}
-
-
-def _clock(answer: Any) -> dict[str, Any]:
-    clock = answer.get("clock") if isinstance(answer, dict) else None
-    if not isinstance(clock, dict):
-        raise RemoteError("the market's answer lacks its clock; is it of this version?")
-    return clock
-
-
-def _told(clock: dict[str, Any], name: str) -> Any:
-    if name not in clock:
-        raise RemoteError(f"the market's clock lacks {name!r}; is it of this version?")
-    return clock[name]
+    numbers = {name: number(portfolio, name, "account") for name in ("balance", "equity", "pnl")}
+    return {**numbers, "positions": field(portfolio, "positions", list, "account")}
 
 
 def _without(told: dict[str, Any]) -> dict[str, Any]:

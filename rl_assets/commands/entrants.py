@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from rl_assets.errors import ConfigurationError
+from rl_assets.names import MODEL, REFERENCE_AGENTS
 
 if TYPE_CHECKING:
     from rl_assets.agents.benchmark import Entrant
@@ -19,10 +20,8 @@ if TYPE_CHECKING:
     from rl_assets.settings import Settings
 
 KEY = "OPENAI_API_KEY"
-OPENAI, A2A, MODEL = "openai:", "a2a:", "model"
+OPENAI, A2A = "openai:", "a2a:"
 ENDPOINT = "endpoint"
-RULES = ("hold", "random", "momentum", "contrarian", "post_follower", "news_follower")
-"""The reference agents that need no truth. Stated here, since asking `rl_assets.agents` takes NumPy to load."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,6 @@ def entrants_of(settings: Settings, names: Sequence[str], siblings: int, asking:
 
 def _entrant(name: str, siblings: int, asking: Asking, models: Mapping[str, LiveModel]) -> Entrant:
     from rl_assets.agents.benchmark import Entrant
-    from rl_assets.agents.reference import REFERENCE_AGENTS
     from rl_assets.agents.runner import ReferenceAgent
     from rl_assets.episodes import Policy
 
@@ -121,6 +119,21 @@ def _endpoint_of(name: str) -> tuple[str, str]:
     if not model:
         raise ConfigurationError("an endpoint is written like openai:NAME@http://127.0.0.1:8000/v1")
     return model, base_url
+
+
+def endpoint_asked(agent: str, base_url: str | None, model: str | None, key_env: str | None) -> tuple[str, str] | None:
+    """URL and model where an endpoint is to play, None where another agent is. Raises ConfigurationError where the
+    options do not fit the agent."""
+    from rl_assets.a2a.client import read_url
+
+    if agent != ENDPOINT:
+        if base_url or model or key_env:
+            raise ConfigurationError("--base-url, --model and --key-env are for --agent endpoint; leave them out")
+        return None
+    if not base_url or not model:
+        raise ConfigurationError("--agent endpoint asks an API: say which with --base-url and --model")
+    read_url(base_url)
+    return base_url, model
 
 
 def key_in(variable: str) -> str:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import os
-import re
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from rl_assets.commands.entrants import ENDPOINT, MODEL, RULES
+from rl_assets.commands.entrants import ENDPOINT, endpoint_asked
 from rl_assets.commands.opened import opened
 from rl_assets.errors import ConfigurationError, RlAssetsError
+from rl_assets.names import MODEL, RULES, fault_of
 
 if TYPE_CHECKING:
     from rl_assets.turns import Kind
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
 DEFAULT_SECONDS, DEFAULT_MEMORY_MB = 60, 2048
 
 
@@ -54,23 +53,18 @@ def register(
     `model` is the champion of the model line, or the candidate where a rollout has reached the agent; `endpoint` a
     model behind an API; the others are reference agents.
     """
+    from rl_assets.settings import Settings
     from rl_assets.store.live import give_points
     from rl_assets.store.live import register as enter
 
-    if NAME.fullmatch(name) is None or name in RULES:
-        raise ConfigurationError(
-            f"{name[:80]!r} is no name for an agent; take 1 to 40 letters, digits, dots, dashes and underscores, and "
-            "none of a reference agent"
-        )
+    if (fault := fault_of(name, {Settings.from_env().model_line})) is not None:
+        raise ConfigurationError(fault)
     if not 1 <= len(scenario) <= 100:
         raise ConfigurationError("a scenario has 1 to 100 characters; shorten it")
     kind, policy = _policy(agent, base_url, model, temperature, key_env)
-    with opened() as (conn, settings):
-        if name == settings.model_line:
-            raise ConfigurationError(f"{name} is the name of the model line; choose another")
-        with conn.transaction():
-            enter(conn, name, kind, policy, scenario=scenario, cost=cost, seconds=seconds, memory_mb=memory)
-            balance = give_points(conn, name, points, "registered")
+    with opened() as (conn, _), conn.transaction():
+        enter(conn, name, kind, policy, scenario=scenario, cost=cost, seconds=seconds, memory_mb=memory)
+        balance = give_points(conn, name, points, "registered")
     click.echo(f"{name} plays as {agent} in scenario {scenario}; it has {balance} points and a tick costs {cost}")
 
 
@@ -146,21 +140,16 @@ def _policy(
     agent: str, base_url: str | None, model: str | None, temperature: float, key_env: str | None
 ) -> tuple[Kind, dict[str, Any]]:
     """What is kept of who decides. Raises ConfigurationError."""
-    from rl_assets.a2a.client import read_url
     from rl_assets.agents.deciders import KEY_NAME
 
-    if agent != ENDPOINT:
-        if base_url or model or key_env:
-            raise ConfigurationError("--base-url, --model and --key-env are for --agent endpoint; leave them out")
+    asked = endpoint_asked(agent, base_url, model, key_env)
+    if asked is None:
         return ("model", {}) if agent == MODEL else ("reference", {"name": agent})
-    if not base_url or not model:
-        raise ConfigurationError("--agent endpoint asks an API: say which with --base-url and --model")
-    read_url(base_url)
     if key_env is not None and KEY_NAME.fullmatch(key_env) is None:
         raise ConfigurationError(
             "--key-env names a variable like OPENAI_API_KEY, which holds the key; do not give the key"
         )
     if key_env is not None and not os.environ.get(key_env):
         click.echo(f"{key_env} is not set here; set it where the ticks are played", err=True)
-    policy = {"base_url": base_url, "model": model, "temperature": temperature}
+    policy = {"base_url": asked[0], "model": asked[1], "temperature": temperature}
     return "endpoint", policy | ({"key": key_env} if key_env else {})

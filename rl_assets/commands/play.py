@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from rl_assets.commands.entrants import ENDPOINT, KEY, RULES, key_in
-from rl_assets.errors import ConfigurationError, RlAssetsError
+from rl_assets.commands.entrants import ENDPOINT, KEY, endpoint_asked, key_in
+from rl_assets.errors import RlAssetsError
+from rl_assets.names import RULES
 
 if TYPE_CHECKING:
     from rl_assets.a2a.client import Remote
@@ -50,16 +51,11 @@ def play(
     from rl_assets.a2a.player import ModelDecider, RuleDecider
 
     read_url(url)
-    if agent == ENDPOINT:
-        if not base_url or not model:
-            raise ConfigurationError("--agent endpoint asks an API: say which with --base-url and --model")
-        read_url(base_url)
-        key = key_in(key_env) if key_env else os.environ.get(KEY) or "none"
-        decider = ModelDecider(base_url, model, key, temperature)
-    else:
-        if base_url or model or key_env:
-            raise ConfigurationError("--base-url, --model and --key-env are for --agent endpoint; leave them out")
+    asked = endpoint_asked(agent, base_url, model, key_env)
+    if asked is None:
         decider = RuleDecider(agent, (seed,))
+    else:
+        decider = ModelDecider(*asked, key_in(key_env) if key_env else os.environ.get(KEY), temperature)
     # asyncio ends what is under way in good order, where the handler is Python's own.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     return asyncio.run(_play(url, agent, decider, name or f"{agent}-a2a"))

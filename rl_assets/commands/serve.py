@@ -49,8 +49,8 @@ def serve(snapshot_ids: tuple[str, ...], port: int, host: str, url: str | None, 
     worlds = [load_world(settings.snapshots, snapshot_id) for snapshot_id in snapshot_ids]
     check_port(host, port)
     logging.getLogger("a2a").setLevel(logging.CRITICAL)  # it logs what callers send
-    reserved = frozenset({"model", settings.model_line})
-    lobby = Lobby(worlds, agents=agents, limits=Limits(sessions=sessions), reserved=reserved, key=key)
+    lines = frozenset({settings.model_line})
+    lobby = Lobby(worlds, agents=agents, limits=Limits(sessions=sessions), lines=lines, key=key)
     hosts = None if url is not None or not _is_loopback(host) else ["localhost", "127.0.0.1", "[::1]", host]
     with databases(settings) as urls:
         migrate(urls.babylon)

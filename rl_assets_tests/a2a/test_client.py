@@ -14,15 +14,19 @@ import pytest
 from rl_assets.a2a.babylon import missing, survey
 from rl_assets.a2a.card import agent_card
 from rl_assets.a2a.client import MOST_BYTES, RemoteError, RemoteRefusal, connect, read_url
+from rl_assets.a2a.lobby import TOLD
 from rl_assets.a2a.player import ModelDecider, Played, RuleDecider, play
 from rl_assets.agents.replay import replay
 from rl_assets.agents.runner import Assignment, ReferenceAgent
 from rl_assets.agents.runner import play as play_here
-from rl_assets.cli import run
+from rl_assets.cli import FAILED, run
 from rl_assets.errors import ConfigurationError
 from rl_assets.market.config import DIFFICULTIES
 from rl_assets.market.generate import generate
+from rl_assets.turns import Job
 from rl_assets_tests.a2a.sdk import WORLD, Served, Servers
+from rl_assets_tests.agents.endpoint_server import loopback_model, says
+from rl_assets_tests.agents.live import here
 
 
 class Stranger:
@@ -99,6 +103,57 @@ def babylon(stranger: Stranger, babylon_data: Path) -> Stranger:
     return stranger
 
 
+def completed(request: Any, result: Any) -> Any:
+    """What is answered to a request that was carried out."""
+    part = {"kind": "data", "data": {"result": result}}
+    task = {
+        "kind": "task",
+        "id": "t",
+        "contextId": "c",
+        "status": {"state": "completed"},
+        "artifacts": [{"artifactId": "a", "parts": [part]}],
+    }
+    return {"jsonrpc": "2.0", "id": request["id"], "result": task}
+
+
+CONFIG = WORLD[0].config
+CLOCK = {"tick": 1, "open": True, "acted": False, "finished": False, "observation": "what is seen"}
+JOINED = {
+    "token": "t",
+    "rules": "r",
+    "instruments": list(CONFIG.instruments),
+    "market": {name: getattr(CONFIG, name) for name in TOLD},
+    "clock": CLOCK,
+}
+ANSWERS = {
+    "join": JOINED,
+    "getPortfolio": {"balance": 1000.0, "equity": 1000.0, "pnl": 0.0, "positions": []},
+    "getPredictions": {
+        "predictions": [{"id": name, "yesPrice": 0.5, "earlierYesPrice": 0.5} for name in CONFIG.instruments]
+    },
+    "getPerpetuals": {
+        "perpetuals": [{"ticker": name, "price": 100.0, "earlierPrice": 100.0} for name in CONFIG.instruments]
+    },
+    "getFeed": {"posts": []},
+    "getBalance": {"balance": 1000.0},
+}
+
+
+def joined_at(**clock: Any) -> dict[str, Any]:
+    """Answers of a market with such a clock at the start; None leaves a field of it out."""
+    return {"join": JOINED | {"clock": {k: v for k, v in (CLOCK | clock).items() if v is not None}}}
+
+
+def tells(stranger: Stranger, answers: dict[str, Any]) -> None:
+    """Let it be a market that answers as one does, but for these operations."""
+
+    def answer(request: Any) -> Any:
+        operation = request["params"]["message"]["parts"][0]["data"]["operation"]
+        return completed(request, (ANSWERS | answers)[operation])
+
+    stranger.answer = answer
+
+
 def play_remote(url: str, agent: str, seed: tuple[int, ...] = (0,)) -> Played:
     async def go() -> Played:
         async with connect(url) as remote:
@@ -149,7 +204,7 @@ def played_by_a_model(served: Served, stranger: Stranger, said: list[str]) -> Pl
 
     async def go() -> Played:
         async with connect(served.url) as remote:
-            decider = ModelDecider(f"{stranger.url}/v1", "m", "none", 0.5)
+            decider = ModelDecider(f"{stranger.url}/v1", "m", None, 0.5)
             return await play(remote, decider, "model-a2a", None, lambda done, total: None)
 
     return asyncio.run(go())
@@ -182,6 +237,25 @@ def test_a_model_behind_an_endpoint_plays_what_it_reads(serve: Servers, stranger
     ]
     assert sum(played.refused.values()) == 3
     assert any("not enough cash" in reason for reason in played.refused)
+
+
+def test_a_models_connections_are_closed_when_it_has_played(serve: Servers, monkeypatch: pytest.MonkeyPatch):
+    served = serve()
+    connections = set()
+
+    async def go(decider: ModelDecider) -> None:
+        async with connect(served.url) as remote:
+            await play(remote, decider, "model-a2a", None, lambda done, total: None)
+        # The loop still runs, and the decider is still held: nothing but closing them ends the connections.
+        async with asyncio.timeout(5):
+            while any(connection.fileno() != -1 for connection in connections):
+                await asyncio.sleep(0.02)
+
+    with loopback_model() as model:
+        respond = model.respond
+        monkeypatch.setattr(model, "respond", lambda handler: (connections.add(handler.connection), respond(handler)))
+        asyncio.run(go(ModelDecider(model.url, "m", None, 0.5)))
+    assert connections
 
 
 def test_a_model_joins_and_posts_in_a_world_where_that_can_be_done(serve: Servers, stranger: Stranger):
@@ -280,20 +354,87 @@ def test_a_server_of_another_kind_is_named_as_such(stranger: Stranger, card: dic
     "result", [{}, [], {"token": "x", "rules": "", "instruments": [], "market": {"ticks": "many"}}]
 )
 def test_a_market_whose_answers_cannot_be_read_is_said_to_be_so(stranger: Stranger, result: Any):
-    def answer(request: Any) -> Any:
-        part = {"kind": "data", "data": {"result": result}}
-        task = {
-            "kind": "task",
-            "id": "t",
-            "contextId": "c",
-            "status": {"state": "completed"},
-            "artifacts": [{"artifactId": "a", "parts": [part]}],
-        }
-        return {"jsonrpc": "2.0", "id": request["id"], "result": task}
-
-    stranger.answer = answer
+    stranger.answer = lambda request: completed(request, result)
     with pytest.raises(RemoteError, match="answer to join cannot be read"):
         play_remote(stranger.url, "hold")
+
+
+ODD = [
+    {"join": {name: value for name, value in JOINED.items() if name != "clock"}},
+    {"join": JOINED | {"clock": []}},
+    {"join": JOINED | {"market": JOINED["market"] | {"ticks": float("nan")}}},
+    *(joined_at(**{name: None}) for name in ("tick", "open", "acted", "finished", "observation")),
+    joined_at(tick="first"),
+    joined_at(tick=9999),
+    joined_at(open=False) | {"getClock": {}},
+    {"getPredictions": {}},
+    {"getPredictions": []},
+    {"getPerpetuals": {"perpetuals": 5}},
+    {"getFeed": {"posts": [5]}},
+    {"getBalance": {"balance": "much"}},
+    {"getBalance": {"balance": float("nan")}},
+    {"advance": {}},
+    {"advance": {"clock": CLOCK | {"finished": True}}},
+]
+
+
+@pytest.mark.parametrize("answers", ODD)
+def test_a_market_that_does_not_tell_what_it_must_is_said_to_be_so(
+    stranger: Stranger, answers: dict[str, Any], capsys: pytest.CaptureFixture[str]
+):
+    tells(stranger, answers)
+    assert run(["play", stranger.url, "--agent", "momentum"]) == FAILED
+    assert "cannot be read" in (said := capsys.readouterr().err)
+    assert said.endswith("is it of this version?\n")
+
+
+@pytest.mark.parametrize("answers", [*ODD, {"getPortfolio": {}}, {"getPortfolio": {"balance": "much"}}])
+def test_a_live_turn_at_such_a_market_fails_with_the_same_sentence(
+    stranger: Stranger, answers: dict[str, Any], tmp_path: Path
+):
+    tells(stranger, answers)
+    job = Job(
+        agent_id="1",
+        name="ann",
+        kind="reference",
+        policy={"name": "momentum"},
+        market_url=stranger.url,
+        day_file=str(tmp_path / "day"),
+        seconds=60,
+        memory_mb=2048,
+    )
+    assert "cannot be read" in (said := str(asyncio.run(here(job)).failed))
+    assert said.endswith("is it of this version?")
+
+
+@pytest.mark.parametrize(
+    ("order", "answers"),
+    [
+        ({"market": "A", "do": "buy_yes", "size": 50}, {"buyShares": {}}),
+        ({"market": "A", "do": "sell_yes", "size": 50}, {"getPositions": []}),
+        ({"market": "A", "do": "sell_yes", "size": 50}, {"getPositions": {"predictionPositions": [{}]}}),
+        (
+            {"market": "A", "do": "sell_yes", "size": 50},
+            {
+                "getPositions": {
+                    "predictionPositions": [
+                        {"positionId": "1", "marketId": "A", "outcome": "YES", "value": 0, "shares": 1, "price": 0}
+                    ]
+                }
+            },
+        ),
+    ],
+)
+def test_an_order_that_an_odd_market_takes_is_said_to_be_so(
+    stranger: Stranger, order: dict[str, Any], answers: dict[str, Any], capsys: pytest.CaptureFixture[str]
+):
+    tells(stranger, answers)
+    with loopback_model() as model:
+        model.mode = says(json.dumps(order))
+        asking = ["--agent", "endpoint", "--base-url", model.url, "--model", "m"]
+        assert run(["play", stranger.url, *asking]) == FAILED
+    assert "cannot be read" in (said := capsys.readouterr().err)
+    assert said.endswith("is it of this version?\n")
 
 
 def test_a_server_that_has_no_time_is_asked_again(stranger: Stranger):

@@ -11,10 +11,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from rl_assets.agents.reference import REFERENCE_AGENTS
 from rl_assets.agents.replay import replay
 from rl_assets.cli import BAD_INPUT, FAILED, INTERRUPTED, run
-from rl_assets.commands.entrants import RULES
 from rl_assets.market.generate import generate
 from rl_assets.market.snapshot import save_snapshot
 from rl_assets.store.episodes import read_episodes
@@ -117,10 +115,6 @@ def test_an_agent_that_is_interrupted_says_so_and_no_more():
         finally:
             agent.kill()
     assert (agent.returncode, said.strip()) == (INTERRUPTED, "rl-assets: interrupted")
-
-
-def test_every_rule_that_needs_no_truth_may_play():
-    assert set(RULES) == {*REFERENCE_AGENTS} - {"oracle"}
 
 
 @pytest.mark.parametrize(

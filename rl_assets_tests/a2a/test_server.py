@@ -130,11 +130,11 @@ def test_commands_come_as_data_or_text_in_both_forms(serve: Servers):
 
 def test_what_is_refused_is_a_failed_task_that_says_why(serve: Servers):
     async def play() -> None:
-        async with agent_at(serve(reserved=frozenset({"babylon-agent"})).url) as agent:
+        async with agent_at(serve(lines=frozenset({"babylon-agent"})).url) as agent:
             assert "call join first" in await agent.refused("getBalance")
             for name in ("", "a b", "../../etc", "<script>", "-x"):
                 assert "an agent's name has" in await agent.refused("join", agent=name)
-            for name in ("oracle", "news_follower", "babylon-agent"):
+            for name in ("oracle", "news_follower", "model", "babylon-agent"):
                 assert "choose another" in await agent.refused("join", agent=name)
             assert "at most 40 characters" in await agent.refused("join", agent="x" * 41)
             await agent.join("bad")

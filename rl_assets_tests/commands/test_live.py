@@ -61,9 +61,11 @@ def test_an_agent_of_babylon_plays_with_the_points_that_it_has_there(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["register", "../x", "--agent", "hold"], "is no name for an agent"),
-        (["register", "momentum", "--agent", "hold"], "is no name for an agent"),
-        (["register", "babylon-agent", "--agent", "hold"], "is the name of the model line"),
+        (["register", "../x", "--agent", "hold"], "an agent's name has 1 to 40 letters"),
+        (["register", "momentum", "--agent", "hold"], "momentum is the name of a policy of this platform"),
+        (["register", "oracle", "--agent", "hold"], "oracle is the name of a policy of this platform"),
+        (["register", "model", "--agent", "hold"], "model is the name of a policy of this platform"),
+        (["register", "babylon-agent", "--agent", "hold"], "babylon-agent is the name of a policy of this platform"),
         (["register", "a", "--agent", "endpoint"], "say which with --base-url and --model"),
         (["register", "a", "--agent", "hold", "--model", "m"], "are for --agent endpoint"),
         (["register", "a", "--agent", "endpoint", "--base-url", "ftp://x", "--model", "m"], "not the URL of a server"),
