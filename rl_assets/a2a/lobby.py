@@ -19,7 +19,7 @@ from pydantic import Field
 from rl_assets.a2a.params import Params
 from rl_assets.a2a.session import Refused, Room, Session
 from rl_assets.agents import prompt
-from rl_assets.agents.runner import World
+from rl_assets.market.snapshot import World
 from rl_assets.names import fault_of
 
 TOLD = (

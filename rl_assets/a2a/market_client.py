@@ -15,7 +15,7 @@ from rl_assets.a2a.client import Remote, RemoteError
 from rl_assets.a2a.params import shown
 from rl_assets.agents.remote import as_text
 from rl_assets.errors import RlAssetsError
-from rl_assets.market.snapshot import WorldConfig
+from rl_assets.market.config import WorldConfig
 
 POLL_SECONDS = 0.5
 """Between two looks at whether a market has opened."""

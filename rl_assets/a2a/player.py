@@ -14,17 +14,16 @@ import numpy as np
 from rl_assets.a2a.client import Remote, RemoteRefusal
 from rl_assets.a2a.market_client import Clock, field, join, moved, number, opened, read_clock, unreadable
 from rl_assets.a2a.params import MOST_POSTS, shown
-from rl_assets.agents.reference import Seat, rule
+from rl_assets.agents.reference import DRAWS, Seat, rule
 from rl_assets.agents.remote import NoAnswer
 from rl_assets.errors import RlAssetsError
 from rl_assets.market.actions import to_orders
+from rl_assets.market.config import WorldConfig
 from rl_assets.market.engine import Do, Orders
-from rl_assets.market.snapshot import Post, WorldConfig
+from rl_assets.market.snapshot import Post
 from rl_assets.market.sources import RELIABILITY
 from rl_assets.market.streams import uniform_draws
 
-DRAWS = 5
-"""Uniform numbers that a rule gets per tick."""
 TIMEOUT_SECONDS = 120.0
 """How long a model may take to answer."""
 

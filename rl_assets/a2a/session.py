@@ -16,10 +16,11 @@ from typing import Any
 
 from rl_assets.agents import prompt
 from rl_assets.agents.reply import Reply
-from rl_assets.agents.runner import Game, Player, World
+from rl_assets.agents.runner import Game, Player
 from rl_assets.episodes import Episode, Policy
+from rl_assets.market.config import WorldConfig
 from rl_assets.market.engine import Do, Engine, Orders, money
-from rl_assets.market.snapshot import WorldConfig
+from rl_assets.market.snapshot import World
 
 
 class Refused(Exception):

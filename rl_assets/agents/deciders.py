@@ -24,7 +24,7 @@ from rl_assets.agents.line_player import served
 from rl_assets.agents.reply import Reply
 from rl_assets.episodes import Policy, Sampling
 from rl_assets.errors import ConfigurationError, MalformedInput
-from rl_assets.market.snapshot import WorldConfig
+from rl_assets.market.config import WorldConfig
 from rl_assets.registry.checkpoints import ADAPTER, located
 from rl_assets.registry.checkpoints import Remote as Elsewhere
 from rl_assets.turns import Job, Said

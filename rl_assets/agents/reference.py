@@ -16,7 +16,6 @@ from rl_assets.market.snapshot import Post, Truth, at_tick
 from rl_assets.market.sources import RELIABILITY
 from rl_assets.names import REFERENCE_AGENTS
 
-
 DRAWS = 5
 """Uniform numbers that a rule gets per tick."""
 

@@ -24,8 +24,8 @@ from rl_assets.agents.deciders import decider_of
 from rl_assets.episodes import digest
 from rl_assets.errors import RlAssetsError
 from rl_assets.market.actions import to_orders
+from rl_assets.market.config import WorldConfig
 from rl_assets.market.engine import Do
-from rl_assets.market.snapshot import WorldConfig
 from rl_assets.turns import JOIN_KEY, Decision, Job
 
 Tell = Callable[[str, Any], None]
