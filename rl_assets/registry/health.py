@@ -6,11 +6,10 @@ What its episodes are worth, and whether more of its steps fail than the champio
 from __future__ import annotations
 
 import itertools
-import math
 from dataclasses import dataclass
 
 from rl_assets.agents.runner import Assignment, play
-from rl_assets.episodes import Episode, Policy
+from rl_assets.episodes import Episode, Policy, is_logprob
 from rl_assets.market.generate import generate
 from rl_assets.market.snapshot import SPLITS
 from rl_assets.registry.models import LiveModel
@@ -62,7 +61,7 @@ def examine(episodes: list[Episode]) -> Health:
     fault = None
     if not steps:
         fault = "it gave no answer"
-    elif not all(math.isfinite(logprob) and logprob <= 0.0 for logprob in logprobs):
+    elif not all(is_logprob(logprob) for logprob in logprobs):
         fault = "a logprob of its answers is not a finite number of at most 0"
     elif legal < LEAST_LEGAL:
         fault = f"only {100 * legal:.0f} of a hundred answers are legal, it takes {100 * LEAST_LEGAL:.0f}"
