@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from rl_assets.agents.runner import Assignment, play
 from rl_assets.episodes import Episode, Policy, is_logprob
 from rl_assets.market.generate import generate
-from rl_assets.market.snapshot import SPLITS
+from rl_assets.market.snapshot import SNAPSHOTS_PER_DAY, SPLITS
 from rl_assets.registry.models import LiveModel
 
 LEAST_LEGAL = 0.75
@@ -35,12 +35,15 @@ class Health:
 
 
 def probe(model: LiveModel, days: int) -> Health:
-    """Play the last `days` train snapshots, the same for every model. Raises MissingCheckpoint or MalformedInput where
-    the checkpoint cannot be loaded, and what a remote endpoint raises where it gives no answer."""
+    """Play a snapshot of each of the last `days` market days of the train split, the same for every model.
+
+    Raises MissingCheckpoint or MalformedInput where the checkpoint cannot be loaded, and what a remote endpoint raises
+    where it gives no answer.
+    """
     from rl_assets.agents.line_player import agent_of
 
     agent = agent_of(model.checkpoint_path, Policy(model.model_line, model.step))
-    worlds = [generate("train", seed) for seed in SPLITS["train"][-days:]]
+    worlds = [generate("train", seed) for seed in SPLITS["train"][::SNAPSHOTS_PER_DAY][-days:]]
     numbers = itertools.count()
     return examine(
         play(
