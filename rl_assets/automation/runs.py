@@ -47,7 +47,7 @@ def next_training(instance: dg.DagsterInstance, database: Database, trainer: Tra
     """The look that the training sensor and the daily schedule share. It may claim a batch, if one can be trained."""
     from rl_assets.training.trigger import Look, look
 
-    line, minimum = trainer.line, trainer.minimum  # a variable that cannot be read fails the tick
+    settings = trainer.settings  # a variable that cannot be read fails the tick
     try:
         trainer.check()
     except ConfigurationError as error:
@@ -55,8 +55,8 @@ def next_training(instance: dg.DagsterInstance, database: Database, trainer: Tra
     with database.connect() as conn:
         return look(
             conn,
-            model_line=line,
-            minimum=minimum,
-            most_stale=trainer.settings.most_stale,
+            model_line=settings.model_line,
+            minimum=settings.min_trajectories,
+            most_stale=settings.most_stale,
             runs_of=lambda batch_id: runs_of_batch(instance, batch_id),
         )
