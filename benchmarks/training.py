@@ -33,8 +33,9 @@ from rl_assets.agents.neural import NeuralAgent, NeuralPolicy, use_all_cores  # 
 from rl_assets.agents.runner import Assignment, play  # noqa: E402
 from rl_assets.episodes import Episode, Policy  # noqa: E402
 from rl_assets.market.generate import generate  # noqa: E402
+from rl_assets.registry.checkpoints import base_path  # noqa: E402
 from rl_assets.store.episodes import new_trajectory_ids  # noqa: E402
-from rl_assets.training.base import WarmStart, base_path, ensure_base_policy  # noqa: E402
+from rl_assets.training.base import WarmStart, ensure_base_policy  # noqa: E402
 from rl_assets.training.cpu import CpuTraining  # noqa: E402
 from rl_assets.training.learner import Learner  # noqa: E402
 from rl_assets.training.manifest import Manifest, ManifestGroup  # noqa: E402

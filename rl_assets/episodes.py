@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -15,6 +16,13 @@ from typing import Any
 WINDOW_FORMAT = "%Y-%m-%dT%H:00"
 NO_LOGPROBS = "no_logprobs"
 """Why an episode cannot be trained on as it is, where the policy that is trained could still say how likely it was."""
+ROUNDING = 1e-3
+"""How far above 0 a logprob may be told by whoever computes in half precision."""
+
+
+def is_logprob(value: float) -> bool:
+    """Whether a number is the finite log of a probability, but for rounding."""
+    return math.isfinite(value) and value <= ROUNDING
 
 
 def window_of(moment: datetime) -> str:

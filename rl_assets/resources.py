@@ -195,10 +195,6 @@ class Trainer(dg.ConfigurableResource):
         return self.settings.model_line
 
     @property
-    def minimum(self) -> int:
-        return self.min_trajectories or Settings.from_env().min_trajectories
-
-    @property
     def settings(self) -> Settings:
         """The environment's settings, with what is filled in here in their place. Raises ConfigurationError."""
         known = Settings.from_env()
@@ -215,6 +211,7 @@ class Trainer(dg.ConfigurableResource):
             backend=backend,
             backend_why="the trainer's configuration says so" if self.backend else known.backend_why,
             base_policy=base,
+            min_trajectories=self.min_trajectories or known.min_trajectories,
             most_stale=known.most_stale if self.most_stale is None else self.most_stale,
             model_line=self.model_line or (line_of(backend, base) if changed else known.model_line),
         )

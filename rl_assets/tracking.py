@@ -23,7 +23,8 @@ from rl_assets.registry.partial import partial_directory
 from rl_assets.training.manifest import Manifest
 from rl_assets.training.result import TrainingResult
 
-MODES = ("online", "offline", "disabled")
+MODES = ("online", "offline")
+"""In which a training is recorded; who has set `disabled` never loads this."""
 START_SECONDS = 30
 """How long W&B may take to begin a run; after that it is written here, for `wandb sync`."""
 
@@ -46,9 +47,7 @@ def track_training(
     ServiceError where wandb itself fails.
     """
     if mode not in MODES:
-        raise ConfigurationError(f"there is no W&B mode {mode!r}; set WANDB_MODE to {', '.join(MODES)}")
-    if mode == "disabled":
-        return "not tracked"
+        raise ConfigurationError(f"there is no W&B mode {mode!r}; set WANDB_MODE to {', '.join(MODES)} or disabled")
     if mode == "online" and not os.environ.get("WANDB_API_KEY"):
         raise ConfigurationError("W&B's mode is online and WANDB_API_KEY is not set; set it, or WANDB_MODE=offline")
     directory.mkdir(parents=True, exist_ok=True)

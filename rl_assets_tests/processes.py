@@ -39,7 +39,7 @@ def a_reachable_directory() -> Iterator[Path]:
 
 def settled(data: Path, policy: Path) -> Path:
     """The data directory, with a copy of a policy as its base policy: the loop is what is tested."""
-    from rl_assets.training.base import base_path
+    from rl_assets.registry.checkpoints import base_path
 
     shutil.copytree(policy, base_path(data, Settings(data).model_line))
     return data

@@ -88,6 +88,14 @@ def test_a_trainer_is_as_stale_as_it_says_and_else_as_the_environment(
     assert Trainer(backend="cpu", most_stale=given).settings.most_stale == stale
 
 
+@pytest.mark.parametrize(("given", "minimum"), [(0, 500), (40, 40)])
+def test_a_trainer_has_the_threshold_that_it_says_and_else_the_environments(
+    given: int, minimum: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("TRAINING_MIN_TRAJECTORIES", "500")
+    assert Trainer(backend="cpu", min_trajectories=given).settings.min_trajectories == minimum
+
+
 def test_the_command_line_refuses_before_it_opens_a_database(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(backends, "gpus", lambda: 0)
     monkeypatch.setenv("TRAINING_BACKEND", "local")

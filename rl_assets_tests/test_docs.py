@@ -25,11 +25,11 @@ import uvicorn
 
 from rl_assets.cli import cli, run
 from rl_assets.definitions import ASSETS, defs
+from rl_assets.registry.checkpoints import base_path
 from rl_assets.registry.models import promote
 from rl_assets.services import databases
 from rl_assets.settings import REPOSITORY, Settings
 from rl_assets.store.database import connect
-from rl_assets.training.base import base_path
 from rl_assets_tests.agents.endpoint_server import loopback_model
 from rl_assets_tests.documented import PAGES, of_page, typed
 from rl_assets_tests.processes import a_reachable_directory, settled

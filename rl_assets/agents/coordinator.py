@@ -101,7 +101,6 @@ def run_tick(
     data_dir: Path,
     model_line: str,
     play: Play = isolated,
-    at_once: int = AT_ONCE,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> list[Report]:
     """Play the tick of a moment: one report per active agent, in order of name.
@@ -118,7 +117,7 @@ def run_tick(
     asyncio.run(check_market(market_url))
     coordinator = _Coordinator(conn, tick, market_url, data_dir / "live", model_line, play, now)
     try:
-        return asyncio.run(coordinator.all(agents, at_once))
+        return asyncio.run(coordinator.all(agents))
     except psycopg.Error as error:
         raise DatabaseError(f"the database ended the tick ({error}); see whether it runs, then run it again") from error
 
@@ -149,8 +148,8 @@ class _Coordinator:
         self._conn, self._tick, self._window, self._play, self._now = conn, tick, window_of(tick), play, now
         self._market_url, self._directory, self._line = market_url, directory, model_line
 
-    async def all(self, agents: Sequence[LiveAgent], at_once: int) -> list[Report]:
-        places = asyncio.Semaphore(at_once)
+    async def all(self, agents: Sequence[LiveAgent]) -> list[Report]:
+        places = asyncio.Semaphore(AT_ONCE)
 
         async def one(agent: LiveAgent) -> Report:
             async with places:

@@ -1,6 +1,5 @@
 """The base policy, the batch that a step learns from, and the model that comes of it."""
 
-import math
 from collections import Counter
 from collections.abc import Collection
 from typing import TYPE_CHECKING
@@ -258,10 +257,12 @@ def trained_models(
 
 def logprob_faults(episodes: Collection["Episode"], result: "TrainingResult") -> list[str]:
     """What is wrong with recorded logprobs, in sentences, or with how the trainer sees them at first."""
+    from rl_assets.episodes import is_logprob
+
     faults = [
         f"episode {episode.trajectory_id} holds a logprob that is not a finite number of at most 0"
         for episode in episodes
-        if not all(math.isfinite(p) and p <= 1e-6 for step in episode.steps for p in step.logprobs)
+        if not all(is_logprob(p) for step in episode.steps for p in step.logprobs)
     ]
     # An earlier step gave its own episodes other probabilities.
     fresh = all(episode.policy.step == result.base_step for episode in episodes)

@@ -70,7 +70,7 @@ def judged_rankings(
 ) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult]:
     from rl_assets.judging import JudgementSet
     from rl_assets.judging.parts import Judging, Part
-    from rl_assets.reports.plots import reward_histogram
+    from rl_assets.reports.plots import distribution_by_policy
     from rl_assets.store.ledger import record_judgements
     from rl_assets.store.window_files import read_groups, read_versions, window_episodes, write_rankings
 
@@ -143,7 +143,7 @@ def judged_rankings(
             f"nothing was recorded of {hours}: the judge is not whole or not repeatable there; see the checks",
             allow_retries=False,
         )
-    shown = {"scores_by_policy": picture(reward_histogram(by_policy, "Score (0 to 1)"))} if by_policy else {}
+    shown = {"scores_by_policy": picture(distribution_by_policy(by_policy, "Score (0 to 1)"))} if by_policy else {}
     yield dg.MaterializeResult(metadata={"windows_in_run": len(context.partition_keys), **shown})
 
 

@@ -65,7 +65,7 @@ babylon_trajectories = dg.AssetSpec(
 def recorded_trajectories(
     context: dg.AssetExecutionContext, database: Database, lake: Lake
 ) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult]:
-    from rl_assets.reports.plots import reward_histogram
+    from rl_assets.reports.plots import distribution_by_policy
     from rl_assets.store.episodes import read_window
     from rl_assets.store.snapshots import without_unknown
     from rl_assets.store.window_files import written_window
@@ -97,7 +97,7 @@ def recorded_trajectories(
         severity=dg.AssetCheckSeverity.WARN,
         metadata={"rows_by_reason": dict(reasons)},
     )
-    shown = {"pnl_by_policy_dollars": picture(reward_histogram(pnl, "PnL (dollars per episode)"))} if pnl else {}
+    shown = {"pnl_by_policy_dollars": picture(distribution_by_policy(pnl, "PnL (dollars per episode)"))} if pnl else {}
     yield dg.MaterializeResult(metadata={"windows_in_run": len(context.partition_keys), **shown})
 
 

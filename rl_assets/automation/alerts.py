@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
+from rl_assets.automation.runs import error_of
 from rl_assets.errors import ServiceError
 from rl_assets.logs import partition_of
 from rl_assets.wording import counted
 
 if TYPE_CHECKING:
-    from dagster_shared.error import SerializableErrorInfo
-
     from rl_assets.alerts import Alert, Notifier
 
 ALERT = "rl_assets/alert"
@@ -47,10 +46,8 @@ def run_failure_alert_sensor(context: dg.RunFailureSensorContext, alerts: Alerts
     run = context.dagster_run
     if run.tags.get(ALERT) == "sent":  # a tick that took too long is repeated
         return
-    errors = [event.step_failure_data.error for event in context.get_step_failure_events()]
-    said = next((_cause(error) for error in errors if error), context.failure_event.message or "")
     context.instance.add_run_tags(run.run_id, {ALERT: "undelivered"})
-    _send(context.instance, alerts, run, said)
+    _send(context.instance, alerts, run)
 
 
 @dg.sensor(
@@ -72,7 +69,7 @@ def alert_backlog_sensor(context: dg.SensorEvaluationContext, alerts: Alerts) ->
     for one in chosen:
         try:
             if isinstance(one, dg.DagsterRun):
-                _send(instance, alerts, one, _recorded_error(instance, one.run_id))
+                _send(instance, alerts, one)
                 delivered.append(f"run {one.run_id}")
             else:
                 alerts.notifier().notify(_stale(one))
@@ -93,11 +90,12 @@ def alert_backlog_sensor(context: dg.SensorEvaluationContext, alerts: Alerts) ->
     return dg.SensorResult(skip_reason=told, cursor=json.dumps(states, sort_keys=True))
 
 
-def _send(instance: dg.DagsterInstance, alerts: Alerts, run: dg.DagsterRun, error: str) -> None:
+def _send(instance: dg.DagsterInstance, alerts: Alerts, run: dg.DagsterRun) -> None:
     from rl_assets.alerts import Alert, ui_url
 
     url = f"{ui_url()}/runs/{run.run_id}"
-    alert = Alert.now("run_failed", run.job_name, error, url, partition=partition_of(run.tags), run_id=run.run_id)
+    said = error_of(instance, run.run_id)
+    alert = Alert.now("run_failed", run.job_name, said, url, partition=partition_of(run.tags), run_id=run.run_id)
     alerts.notifier().notify(alert)
     instance.add_run_tags(run.run_id, {ALERT: "sent"})
 
@@ -117,22 +115,6 @@ def _freshness(context: dg.SensorEvaluationContext) -> dict[str, str]:
     keys = [node.key for node in nodes if node.freshness_policy is not None]
     records = context.instance.get_freshness_state_records(keys)
     return {key.to_user_string(): record.freshness_state.value for key, record in records.items()}
-
-
-def _recorded_error(instance: dg.DagsterInstance, run_id: str) -> str:
-    logs = instance.all_logs(run_id, of_type={dg.DagsterEventType.STEP_FAILURE, dg.DagsterEventType.RUN_FAILURE})
-    events = [entry.dagster_event for entry in logs if entry.dagster_event is not None]
-    errors = [event.step_failure_data.error for event in events if event.is_step_failure]
-    said = next((_cause(error) for error in errors if error), None)
-    return said or next((event.message for event in events if event.message), "")
-
-
-def _cause(error: "SerializableErrorInfo") -> str:
-    """The words of the error that the others were raised from."""
-    while error.cause is not None:
-        error = error.cause
-    kind, _, said = error.message.partition(": ")
-    return said if error.cls_name and kind.endswith(error.cls_name) else error.message
 
 
 ALERT_SENSORS = [run_failure_alert_sensor, alert_backlog_sensor]

@@ -100,12 +100,13 @@ def claim_below_threshold(
 
     with database.connect() as conn:
         trainer.check()
+        settings = trainer.settings
         found = claim(
             conn,
-            model_line=trainer.line,
-            minimum=trainer.minimum,
+            model_line=settings.model_line,
+            minimum=settings.min_trajectories,
             forced_by=config.forced_by,
-            most_stale=trainer.settings.most_stale,
+            most_stale=settings.most_stale,
         )
     if found.batch is None:
         raise dg.Failure(f"nothing was claimed: {found.reason}", allow_retries=False)

@@ -4,6 +4,7 @@ import dagster as dg
 from pydantic import Field
 
 from rl_assets.automation.jobs import MAX_RUNTIME
+from rl_assets.registry.checkpoints import KEEP, checkpoints_of
 from rl_assets.resources import Database, Lake, Trainer
 
 rollout_job = dg.define_asset_job(
@@ -42,7 +43,7 @@ def rollout_sensor(context: dg.SensorEvaluationContext, database: Database, trai
 class Pruning(dg.Config):
     """Which checkpoints are deleted."""
 
-    keep: int = Field(default=5, ge=1, description="Newest steps that are kept whatever became of them.")
+    keep: int = Field(default=KEEP, ge=1, description="Newest steps that are kept whatever became of them.")
     dry_run: bool = Field(default=False, description="Say what would be deleted, and delete nothing.")
 
 
@@ -50,7 +51,7 @@ class Pruning(dg.Config):
 def prune_checkpoints(
     context: dg.OpExecutionContext, config: Pruning, database: Database, lake: Lake, trainer: Trainer
 ) -> None:
-    from rl_assets.registry.retention import checkpoints_of, prune, shown
+    from rl_assets.registry.retention import prune, shown
 
     directory = checkpoints_of(lake.disk, trainer.line)
     with database.connect() as conn:

@@ -15,6 +15,7 @@ from rl_assets.automation.runs import (
     ENDED,
     LIVE,
     RUN_KEY,
+    error_of,
     live_partitions,
     next_training,
 )
@@ -192,8 +193,7 @@ def _record_end(context: dg.RunStatusSensorContext, database: Database, error: s
     description="Moves the batch of a failed training run to `failed`, with the error, so that the ledger decides on.",
 )
 def training_failure_sensor(context: dg.RunFailureSensorContext, database: Database) -> None:
-    errors = [event.event_specific_data.error for event in context.get_step_failure_events()]  # pyright: ignore
-    _record_end(context, database, next((e.message for e in errors if e), context.failure_event.message or ""))
+    _record_end(context, database, error_of(context.instance, context.dagster_run.run_id))
 
 
 @dg.run_status_sensor(

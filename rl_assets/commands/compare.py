@@ -87,7 +87,7 @@ def compare(
         raise click.UsageError("name at least one agent, such as hold or model")
     asking = Asking(temperature, max_tokens, concurrency, timeout, retries, keys_of(key_env, names))
     worlds = _chosen(settings, split, first, count, difficulty, ids)
-    entrants = entrants_of(settings, names, siblings, asking)
+    entrants = entrants_of(names, siblings, asking)
     plan = plan_of(entrants, worlds, seed)
     directory = out or settings.data_dir / "comparisons" / digest(plan)[:12]
     # asyncio ends what is being asked in good order, where the handler is Python's own.

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from rl_assets.commands.opened import opened
 from rl_assets.errors import ConfigurationError
 from rl_assets.names import MODEL, REFERENCE_AGENTS
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from rl_assets.episodes import Policy
     from rl_assets.registry.checkpoints import Remote
     from rl_assets.registry.models import LiveModel
-    from rl_assets.settings import Settings
 
 KEY = "OPENAI_API_KEY"
 OPENAI, A2A = "openai:", "a2a:"
@@ -36,10 +36,10 @@ class Asking:
     keys: Mapping[str, str]
 
 
-def entrants_of(settings: Settings, names: Sequence[str], siblings: int, asking: Asking) -> list[Entrant]:
+def entrants_of(names: Sequence[str], siblings: int, asking: Asking) -> list[Entrant]:
     """The agents that were named, in order. Raises ConfigurationError, MissingCheckpoint or LedgerConflict."""
     line = [name for name in names if name.partition("@")[0] == MODEL]
-    models = _models(settings, line) if line else {}
+    models = _models(line) if line else {}
     return [_entrant(name, siblings, asking, models) for name in names]
 
 
@@ -170,21 +170,17 @@ def keys_of(key_env: Sequence[str], names: Sequence[str]) -> dict[str, str]:
     return keys
 
 
-def _models(settings: Settings, names: Sequence[str]) -> dict[str, LiveModel]:
+def _models(names: Sequence[str]) -> dict[str, LiveModel]:
     from rl_assets.registry.models import get_latest_rl_model, get_model, playable
-    from rl_assets.services import databases
-    from rl_assets.store.database import connect, migrate
 
     found = {}
-    with databases(settings) as urls:
-        migrate(urls.babylon)
-        with connect(urls.babylon) as conn:
-            for name in names:
-                step = name.removeprefix(MODEL).removeprefix("@")
-                if name == MODEL:
-                    found[name] = get_latest_rl_model(conn, settings.model_line)
-                elif step.isascii() and step.isdigit() and len(step) < 10:
-                    found[name] = playable(get_model(conn, settings.model_line, int(step)))
-                else:
-                    raise ConfigurationError(f"{name!r} is no model; write model, or model@3 for step 3 of the line")
+    with opened() as (conn, settings):
+        for name in names:
+            step = name.removeprefix(MODEL).removeprefix("@")
+            if name == MODEL:
+                found[name] = get_latest_rl_model(conn, settings.model_line)
+            elif step.isascii() and step.isdigit() and len(step) < 10:
+                found[name] = playable(get_model(conn, settings.model_line, int(step)))
+            else:
+                raise ConfigurationError(f"{name!r} is no model; write model, or model@3 for step 3 of the line")
     return found

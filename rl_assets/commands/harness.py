@@ -261,30 +261,17 @@ def _failures_from_now() -> Callable[[], list[str]]:
 
     import dagster as dg
 
+    from rl_assets.automation.runs import error_of
+
     instance = dg.DagsterInstance.get()
     since = datetime.now(UTC)
 
     def read() -> list[str]:
         chosen = dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE], created_after=since)
         return [
-            f"{run.job_name} {run.run_id}: {_error_of(instance, run.run_id)}"
+            f"{run.job_name} {run.run_id}: {error_of(instance, run.run_id)}"
             for run in instance.get_runs(chosen, limit=50)
             if run.job_name in FOLLOWED
         ]
 
     return read
-
-
-def _error_of(instance: object, run_id: str) -> str:
-    import dagster as dg
-
-    assert isinstance(instance, dg.DagsterInstance)
-    kinds = {dg.DagsterEventType.STEP_FAILURE, dg.DagsterEventType.RUN_FAILURE}
-    said = "no error was recorded"
-    for entry in instance.all_logs(run_id, of_type=kinds):
-        event = entry.get_dagster_event()
-        error = getattr(event.event_specific_data, "error", None)
-        if error is not None:
-            return (error.cause or error).message.strip()
-        said = event.message or said  # of a run that never began, its monitor's reason
-    return said

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from rl_assets.commands.opened import opened
+from rl_assets.registry.checkpoints import KEEP, checkpoints_of
 
 if TYPE_CHECKING:
     from rl_assets.registry.lineage import Generation
@@ -178,12 +179,12 @@ def _origins(generation: Generation, *, episodes: bool) -> None:
 
 
 @models.command()
-@click.option("--keep", type=click.IntRange(1), default=5, show_default=True, help="Newest steps that stay anyway.")
+@click.option("--keep", type=click.IntRange(1), default=KEEP, show_default=True, help="Newest steps that stay anyway.")
 @click.option("--dry-run", is_flag=True, help="Say what would be deleted, and delete nothing.")
 def prune(keep: int, dry_run: bool) -> None:
     """Delete checkpoints that nothing needs: not live, not live before, not on their way, and referenced by nothing."""
-    from rl_assets.registry.retention import checkpoints_of, shown
     from rl_assets.registry.retention import prune as delete
+    from rl_assets.registry.retention import shown
 
     with opened() as (conn, settings):
         directory = checkpoints_of(settings.data_dir, settings.model_line)

@@ -52,7 +52,7 @@ class Leaderboard:
 
     @property
     def least_p(self) -> float:
-        """The p of a pair that every market day decides alike, 1 at most: where every sign is tried, none is smaller."""
+        """The p of a pair that every market day decides alike, at most 1: none is smaller where all signs are tried."""
         return min(2.0 ** (1 - self.days) * len(self.pairs), 1.0)
 
     @property

@@ -1,4 +1,5 @@
-"""Checkpoints, here or at W&B: the digest by which the registry knows one, and whether it is still what it was."""
+"""Checkpoints, here or at W&B: where they are, the digest by which the registry knows one, and whether it is still what
+it was."""
 
 from __future__ import annotations
 
@@ -11,6 +12,10 @@ from rl_assets.registry.archive import bring
 
 ADAPTER = "adapter_config.json"
 """The file by which a checkpoint is known to be a low-rank adapter, which a server with its base model plays."""
+PROJECT = "rl-assets"
+"""Of ART: what it names the directory after in which it keeps lines."""
+KEEP = 5
+"""Newest steps of a line that are kept whatever became of them, unless told otherwise."""
 _BLOCK = 1 << 20
 _REMOTE = re.compile(r"wandb-artifact:///([^/:]+)/([^/:]+)/([^/:]+):step(\d{1,9})")
 
@@ -33,6 +38,16 @@ class Remote(str):
         assert found is not None
         entity, project, name, step = found.groups()
         return entity, project, name, int(step)
+
+
+def checkpoints_of(data_dir: Path, model_line: str) -> Path:
+    """The directory of a line's steps on this machine, where ART looks for them."""
+    return data_dir / "art" / PROJECT / "models" / model_line / "checkpoints"
+
+
+def base_path(data_dir: Path, model_line: str) -> Path:
+    """The directory of step 0."""
+    return checkpoints_of(data_dir, model_line) / "0000"
 
 
 def located(text: str) -> Path | Remote:

@@ -18,7 +18,7 @@ from rl_assets.market.leakage import audit_kind
 from rl_assets.market.snapshot import World, load_world
 from rl_assets.places import Place
 from rl_assets.registry.decisions import Evaluation, latest_evaluation, look_number, record_evaluation
-from rl_assets.registry.gate import Decision, Gate, Play, compare
+from rl_assets.registry.gate import Decision, Play, compare
 from rl_assets.registry.models import LiveModel, champion_step, get_model, model_of_batch, playable
 from rl_assets.store.lake import read_episodes_parquet, write_episodes_parquet
 from rl_assets.store.snapshots import list_snapshots
@@ -132,13 +132,12 @@ def decide(
     champion: Policy,
     *,
     look: int,
-    gate: Gate | None = None,
 ) -> Decision:
     """The gate's decision on episodes that `play_gate` has played. Raises MalformedInput where pairs are missing."""
     snapshots = [snapshot.id for snapshot, _ in worlds]
     days = np.array([snapshot.day for snapshot, _ in worlds], dtype=np.int64)
     ours, theirs = (play_of(episodes, policy, snapshots) for policy in (candidate, champion))
-    return compare(days, ours, theirs, look=look, gate=gate)
+    return compare(days, ours, theirs, look=look)
 
 
 def play_of(episodes: Sequence[Episode], policy: Policy, snapshots: Sequence[str]) -> Play:

@@ -6,13 +6,12 @@ What its episodes are worth, and whether more of its steps fail than the champio
 from __future__ import annotations
 
 import itertools
-import math
 from dataclasses import dataclass
 
 from rl_assets.agents.runner import Assignment, play
-from rl_assets.episodes import Episode, Policy
+from rl_assets.episodes import Episode, Policy, is_logprob
 from rl_assets.market.generate import generate
-from rl_assets.market.snapshot import SPLITS
+from rl_assets.market.snapshot import SNAPSHOTS_PER_DAY, SPLITS
 from rl_assets.registry.models import LiveModel
 
 LEAST_LEGAL = 0.75
@@ -36,12 +35,15 @@ class Health:
 
 
 def probe(model: LiveModel, days: int) -> Health:
-    """Play the last `days` train snapshots, the same for every model. Raises MissingCheckpoint or MalformedInput where
-    the checkpoint cannot be loaded, and what a remote endpoint raises where it gives no answer."""
+    """Play a snapshot of each of the last `days` market days of the train split, the same for every model.
+
+    Raises MissingCheckpoint or MalformedInput where the checkpoint cannot be loaded, and what a remote endpoint raises
+    where it gives no answer.
+    """
     from rl_assets.agents.line_player import agent_of
 
     agent = agent_of(model.checkpoint_path, Policy(model.model_line, model.step))
-    worlds = [generate("train", seed) for seed in SPLITS["train"][-days:]]
+    worlds = [generate("train", seed) for seed in SPLITS["train"][::SNAPSHOTS_PER_DAY][-days:]]
     numbers = itertools.count()
     return examine(
         play(
@@ -62,7 +64,7 @@ def examine(episodes: list[Episode]) -> Health:
     fault = None
     if not steps:
         fault = "it gave no answer"
-    elif not all(math.isfinite(logprob) and logprob <= 0.0 for logprob in logprobs):
+    elif not all(is_logprob(logprob) for logprob in logprobs):
         fault = "a logprob of its answers is not a finite number of at most 0"
     elif legal < LEAST_LEGAL:
         fault = f"only {100 * legal:.0f} of a hundred answers are legal, it takes {100 * LEAST_LEGAL:.0f}"

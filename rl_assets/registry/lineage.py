@@ -11,6 +11,7 @@ from typing import Any
 
 import psycopg
 
+from rl_assets.registry.retention import pruned_steps
 from rl_assets.registry.rows import Model, get_model
 
 EPISODES = """
@@ -113,10 +114,7 @@ def lineage_of(conn: psycopg.Connection, model_line: str, step: int) -> list[Gen
         sources.setdefault(batch_id, []).append(
             Source(trajectory, group, reward, judged, window, scenario, agent, recorded)
         )
-    pruned = {
-        gone
-        for (gone,) in conn.execute("SELECT step FROM rl_assets.pruned_checkpoints WHERE model_line = %s", [model_line])
-    }
+    pruned = pruned_steps(conn, model_line)
     return [
         Generation(
             model,

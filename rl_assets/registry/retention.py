@@ -17,14 +17,11 @@ import psycopg
 
 from rl_assets.errors import RlAssetsError
 from rl_assets.registry import archive
-from rl_assets.registry.checkpoints import Remote
+from rl_assets.registry.checkpoints import KEEP, Remote
 from rl_assets.registry.models import get_model, list_models, playable, protected_steps
 from rl_assets.registry.partial import abandoned, size_of, sweep
 from rl_assets.registry.rows import lock
 from rl_assets.settings import ServerlessSettings
-
-KEEP = 5
-"""Newest steps that are kept whatever became of them, unless told otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,13 +102,6 @@ def prune(
         raise RlAssetsError(
             f"{error.filename} cannot be deleted ({error.strerror}); see to its permissions, then prune again"
         ) from error
-
-
-def checkpoints_of(data_dir: Path, model_line: str) -> Path:
-    """The directory of a line's steps on this machine."""
-    from rl_assets.training.base import base_path
-
-    return base_path(data_dir, model_line).parent
 
 
 def shown(gone: Sequence[Pruned], *, dry_run: bool) -> str:

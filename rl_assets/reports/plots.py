@@ -85,12 +85,12 @@ def price_paths(snapshot: Snapshot, truth: Truth | None) -> bytes:
     return png(figure)
 
 
-def reward_histogram(values_by_policy: Mapping[str, Sequence[float]], axis: str = "Reward") -> bytes:
+def distribution_by_policy(values_by_policy: Mapping[str, Sequence[float]], axis: str) -> bytes:
     """One row per policy: how its values are distributed, over bins that all rows share, with its mean.
 
     axis: what the values are, with their unit.
     """
-    title = "Expected PnL by policy"
+    title = f"{_quantity(axis)} by policy"
     rows = {name: finite(values, f"policy {name!r}") for name, values in values_by_policy.items()}
     rows = {name: values for name, values in rows.items() if values}
     if not rows:
@@ -131,12 +131,12 @@ def reward_histogram(values_by_policy: Mapping[str, Sequence[float]], axis: str 
     return png(figure)
 
 
-def group_spread(values_by_group: Mapping[str, Sequence[float]], axis: str = "Reward") -> bytes:
+def group_spread(values_by_group: Mapping[str, Sequence[float]], axis: str) -> bytes:
     """What the members of each group got, groups in order of their mean. A group without spread teaches nothing.
 
     axis: what the values are, with their unit.
     """
-    title = f"{axis.split(' (')[0]} within groups"
+    title = f"{_quantity(axis)} within groups"
     rows = [finite(values, f"group {name!r}") for name, values in sorted(values_by_group.items())]
     rows = sorted((row for row in rows if row), key=lambda row: float(np.mean(row)))
     if not rows:
@@ -276,6 +276,11 @@ def pnl_by_policy(intervals: Mapping[str, tuple[float, float | None, float | Non
     axes.set_ylim(-0.6, len(names) - 0.4)
     figure.supxlabel("dot: mean   line: 95 % interval", fontsize=9, color=MUTED)
     return png(figure)
+
+
+def _quantity(axis: str) -> str:
+    """What an axis shows, without its unit."""
+    return axis.partition(" (")[0]
 
 
 def _running_mean(values: np.ndarray, window: int) -> np.ndarray:

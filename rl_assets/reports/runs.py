@@ -56,7 +56,7 @@ def write_run_report(directory: Place, episodes: Sequence[Episode], *, worlds: W
     MalformedInput where there is no episode, a number is NaN or a world is missing; RlAssetsError if the disk refuses.
     """
     from rl_assets.reports.behaviour import action_timeline, calibration, days_by_policy, equity_curves
-    from rl_assets.reports.plots import reward_histogram
+    from rl_assets.reports.plots import distribution_by_policy
 
     policies = by_policy(episodes)
     if not policies:
@@ -66,7 +66,9 @@ def write_run_report(directory: Place, episodes: Sequence[Episode], *, worlds: W
         names=_names(policies),
         told=_told(episodes),
         rows=summarise(policies),
-        distribution=Picture(reward_histogram(_pnls(policies), "PnL (dollars per episode)"), "Distribution of PnL"),
+        distribution=Picture(
+            distribution_by_policy(_pnls(policies), "PnL (dollars per episode)"), "Distribution of PnL"
+        ),
         days=Picture(days_by_policy(policies), "Mean PnL of each market day"),
         equity=Picture(equity_curves(policies), "Equity over an episode"),
         timelines=_each(policies, action_timeline, "Share of episodes per kind of action and tick"),
@@ -88,7 +90,7 @@ def write_comparison_report(
     `write_run_report` does, and MalformedInput for fewer than two policies or one without an episode.
     """
     from rl_assets.reports.behaviour import action_timeline, calibration, days_by_policy, equity_curves
-    from rl_assets.reports.plots import pnl_by_policy, reward_histogram
+    from rl_assets.reports.plots import distribution_by_policy, pnl_by_policy
 
     if len(episodes_by_policy) < 2:
         raise MalformedInput(f"a comparison needs two policies, got {len(episodes_by_policy)}; use write_run_report")
@@ -110,7 +112,8 @@ def write_comparison_report(
         ],
         intervals=Picture(pnl_by_policy(shown_intervals(rows)), "Mean and interval per policy, as in the table"),
         distribution=Picture(
-            reward_histogram(_pnls(episodes_by_policy), "PnL (dollars per episode)"), "Distribution of PnL per policy"
+            distribution_by_policy(_pnls(episodes_by_policy), "PnL (dollars per episode)"),
+            "Distribution of PnL per policy",
         ),
         days=Picture(days_by_policy(episodes_by_policy), "Mean PnL of each policy on each market day"),
         equity=Picture(equity_curves(episodes_by_policy), "Mean equity of each policy over an episode"),

@@ -13,14 +13,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from rl_assets.episodes import Episode, Policy, Sampling, Step
+from rl_assets.episodes import Episode, Policy, Sampling, Step, is_logprob
 from rl_assets.store import bulk_json
 from rl_assets.store.record import RECORDER
 
 UNRECORDED = "unrecorded"
 """Name of the policy of rows that say nothing of the model that decided."""
-ROUNDING = 1e-3
-"""How far above 0 a logprob may be told by whoever computes in half precision."""
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 Json = dict[str, Any]
@@ -122,7 +120,7 @@ def _step(raw: Json, call: Mapping[str, Any], number: int, ours: bool) -> Step:
         raise Malformed("bad_logprobs", f"{where}{len(token_ids)} token ids and {len(logprobs)} logprobs")
     if not set(map(type, token_ids)) <= {int}:
         raise Malformed("bad_logprobs", f"{where}a token id is not a whole number")
-    if logprobs and max(logprobs) > ROUNDING:
+    if logprobs and not is_logprob(max(logprobs)):
         raise Malformed("bad_logprobs", f"{where}a logprob of {max(logprobs)}, which no probability has")
     equity = _number(balance, "equity" if balance is raw else "agentBalance", where=where)
     reward = _number(raw, "reward", where=where)

@@ -25,7 +25,7 @@ from rl_assets.market.config import WorldConfig
 from rl_assets.market.engine import Engine, Orders
 from rl_assets.market.generate import generate
 from rl_assets.market.snapshot import SPLITS
-from rl_assets.registry.checkpoints import checkpoint_digest
+from rl_assets.registry.checkpoints import base_path, checkpoint_digest
 from rl_assets.registry.partial import partial_directory
 from rl_assets.training.forward import masked_logprobs
 
@@ -71,10 +71,6 @@ class BasePolicy:
     digest: str
     metrics: dict[str, float]
     curve: list[dict[str, float]]
-
-
-def base_path(data_dir: Path, model_line: str) -> Path:
-    return data_dir / "art" / "rl-assets" / "models" / model_line / "checkpoints" / "0000"
 
 
 def ensure_base_policy(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from rl_assets.backends import CPU, LOCAL, SERVERLESS, SMOLLM2, check
 from rl_assets.errors import ConfigurationError
 from rl_assets.registry.archive import bring, keep
+from rl_assets.registry.checkpoints import base_path
 from rl_assets.settings import Settings
 
 if TYPE_CHECKING:
@@ -34,8 +35,6 @@ def base_of(
         from rl_assets.training.remote_models import ensure_remote_base
 
         return ensure_remote_base(settings.serverless, settings.model_line)
-    from rl_assets.training.base import base_path
-
     bring(base_path(data_dir, settings.model_line))
     base = _base_here(settings, data_dir, on_progress)
     keep(base.path)

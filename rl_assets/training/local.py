@@ -32,13 +32,12 @@ from rl_assets.agents.endpoint import EndpointAgent
 from rl_assets.agents.remote import Begin
 from rl_assets.episodes import Policy, Sampling
 from rl_assets.errors import ConfigurationError, MalformedInput, MissingCheckpoint, ServiceError
-from rl_assets.registry.checkpoints import ADAPTER, checkpoint_digest
+from rl_assets.registry.checkpoints import ADAPTER, PROJECT, base_path, checkpoint_digest, checkpoints_of
 from rl_assets.settings import LocalSettings
-from rl_assets.training.base import BasePolicy, base_path
+from rl_assets.training.base import BasePolicy
 from rl_assets.training.record import TrainingRecord, write_record
 from rl_assets.training.untracked import untracked_model
 
-PROJECT = "rl-assets"
 RECORD = "local.json"
 ADAPTED = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """Layers of a dense model that get an adapter."""
@@ -173,7 +172,7 @@ def train_adapter(
     """
     base_model, step = _base_model(base), int(base.name)
     with workspace(art_path, batch_id) as work:
-        own = base_path(work, model_line).parent
+        own = checkpoints_of(work, model_line)
         own.mkdir(parents=True)
         shutil.copytree(base, own / base.name)
         curve = asyncio.run(_train(work, model_line, base_model, groups, options))
@@ -198,7 +197,7 @@ class ServedAgent:
     async def connected(self) -> AsyncIterator[Begin]:
         with tempfile.TemporaryDirectory(prefix="rl-assets-serve-") as directory:
             work, line = Path(directory), self.policy.name
-            own = base_path(work, line).parent
+            own = checkpoints_of(work, line)
             own.mkdir(parents=True)
             (own / self._checkpoint.name).symlink_to(self._checkpoint.absolute())
             backend, model = WatchedBackend(work / "art"), _model(work, line, _base_model(self._checkpoint))

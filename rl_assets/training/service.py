@@ -18,7 +18,7 @@ from rl_assets.backends import CPU, LOCAL
 from rl_assets.episodes import Episode
 from rl_assets.errors import MalformedInput, MissingCheckpoint
 from rl_assets.registry.archive import bring, bring_newest, keep
-from rl_assets.registry.checkpoints import ADAPTER, checkpoint_digest
+from rl_assets.registry.checkpoints import ADAPTER, PROJECT, checkpoint_digest, checkpoints_of
 from rl_assets.training.codec import staleness, to_groups
 from rl_assets.training.cpu import CpuBackend, CpuTraining
 from rl_assets.training.credit import Notes, take_notes
@@ -29,7 +29,6 @@ from rl_assets.training.record import TrainingRecord, has_record, read_record
 from rl_assets.training.result import TrainingResult
 from rl_assets.training.untracked import untracked_model
 
-PROJECT = "rl-assets"
 _log = logging.getLogger(__name__)
 
 
@@ -59,13 +58,13 @@ class GRPOTrainingService:
     def __init__(self, data_dir: Path, model_line: str, *, backend: str = "cpu", grpo: Grpo | None = None) -> None:
         if backend not in (CPU, LOCAL):
             raise MalformedInput(f"backend {backend!r} is not one that trains on this machine; set it to cpu or local")
-        self.art_path = data_dir / "art"
+        self.art_path, self._checkpoints = data_dir / "art", checkpoints_of(data_dir, model_line)
         self.model_line = model_line
         self.backend_name = backend
         self.grpo = grpo or (GPU if backend == LOCAL else Grpo())
 
     def checkpoint(self, step: int) -> Path:
-        return self.art_path / PROJECT / "models" / self.model_line / "checkpoints" / f"{step:04d}"
+        return self._checkpoints / f"{step:04d}"
 
     def train(self, manifest: Manifest, episodes: Mapping[str, Episode]) -> TrainingResult:
         """One step of GRPO from `manifest.base_step` on exactly the manifest's episodes.

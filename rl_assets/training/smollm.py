@@ -24,9 +24,9 @@ from rl_assets.agents.grammar import save_grammar
 from rl_assets.backends import SMOLLM2_INSTALL, smollm2_weights
 from rl_assets.errors import ConfigurationError, MalformedInput
 from rl_assets.market.config import WorldConfig
-from rl_assets.registry.checkpoints import checkpoint_digest
+from rl_assets.registry.checkpoints import base_path, checkpoint_digest
 from rl_assets.registry.partial import partial_directory
-from rl_assets.training.base import BasePolicy, base_path
+from rl_assets.training.base import BasePolicy
 from rl_assets.training.cpu import CpuTraining
 from rl_assets.training.lora import Lora, save_lora
 from rl_assets.training.progress import Limits

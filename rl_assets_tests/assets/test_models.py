@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,6 +35,12 @@ def test_the_trainer_must_agree_with_the_sampler_where_they_are_the_same_step(
 ):
     episodes = [replace(SAMPLE, policy=Policy("line", step)) for step in steps]
     assert bool(logprob_faults(episodes, trained(ratio))) is is_fault
+
+
+@pytest.mark.parametrize("logprob, is_fault", [(0.0, False), (5e-4, False), (2e-3, True), (math.nan, True)])
+def test_a_recorded_logprob_may_be_rounded_above_0(logprob: float, is_fault: bool):
+    step = replace(SAMPLE.steps[0], token_ids=(1,), logprobs=(logprob,))
+    assert bool(logprob_faults([replace(SAMPLE, steps=(step,))], trained(1.0))) is is_fault
 
 
 def test_a_column_of_counts_and_measures_is_one_of_floats():

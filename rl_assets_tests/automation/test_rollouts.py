@@ -9,9 +9,9 @@ import pytest
 
 from rl_assets.automation.jobs import rollback_job
 from rl_assets.automation.rollouts import prune_job, rollout_sensor
+from rl_assets.registry.checkpoints import base_path
 from rl_assets.registry.models import champion_step, list_models
 from rl_assets.resources import Database, Lake, Trainer
-from rl_assets.training.base import base_path
 from rl_assets.training.trigger import claim
 from rl_assets_tests.registry.made import LINE
 from rl_assets_tests.registry.played import begun, play_beside

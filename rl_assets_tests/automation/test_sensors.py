@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -16,15 +17,17 @@ from rl_assets.automation.sensors import (
     benchmark_snapshot_sensor,
     contiguous,
     judged_again,
+    training_failure_sensor,
     training_sensor,
     trajectory_window_sensor,
 )
 from rl_assets.definitions import build_defs
 from rl_assets.episodes import window_of
-from rl_assets.errors import ConfigurationError
+from rl_assets.errors import ConfigurationError, MissingCheckpoint
+from rl_assets.logs import PARTITION
 from rl_assets.market.generate import generate
 from rl_assets.resources import Database, Judge, Trainer
-from rl_assets.store.ledger import advance_batch, batches
+from rl_assets.store.ledger import advance_batch, batches, get_batch
 from rl_assets.store.snapshots import register_snapshots
 from rl_assets_tests.store.waiting import LINE, a_champion, recorded, waiting
 
@@ -112,6 +115,43 @@ def test_a_threshold_that_is_none_fails_the_tick_with_one_sentence(
     monkeypatch.setenv("TRAINING_MIN_TRAJECTORIES", wrong)
     with pytest.raises(ConfigurationError, match="TRAINING_MIN_TRAJECTORIES"):
         tick(training_sensor, instance, postgres_url)
+
+
+@dg.op
+def broken_training() -> None:
+    try:
+        json.loads("{")
+    except json.JSONDecodeError as error:
+        try:
+            raise MissingCheckpoint("a-secret-key opens no training.json; restore it") from error
+        except MissingCheckpoint as ours:
+            raise dg.Failure("nothing was trained") from ours
+
+
+@dg.job
+def breaks() -> None:
+    broken_training()
+
+
+def test_a_batch_is_told_why_its_training_failed_in_our_words_without_secrets(
+    conn: psycopg.Connection, postgres_url: str, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("WANDB_API_KEY", "a-secret-key")
+    monkeypatch.setenv("TRAINING_BACKEND", "cpu")
+    a_champion(conn)
+    waiting(conn, 1000, siblings=10)
+    tick(training_sensor, instance, postgres_url)
+    (batch,) = batches(conn, model_line=LINE)
+    result = breaks.execute_in_process(instance=instance, tags={PARTITION: batch.id}, raise_on_error=False)
+    context = dg.build_run_status_sensor_context(
+        sensor_name=training_failure_sensor.name,
+        dagster_instance=instance,
+        dagster_run=result.dagster_run,
+        dagster_event=result.get_run_failure_event(),
+    ).for_run_failure()
+    training_failure_sensor(context, database=Database(url=postgres_url))
+    failed = get_batch(conn, batch.id)
+    assert (failed.state, failed.error) == ("failed", "*** opens no training.json; restore it")
 
 
 def test_the_daily_schedule_decides_like_the_sensor(

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import psycopg
@@ -9,8 +11,9 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from rl_assets.commands.models import models
+from rl_assets.registry.checkpoints import base_path
 from rl_assets.registry.models import champion_step
-from rl_assets.training.base import base_path
+from rl_assets.settings import REPOSITORY
 from rl_assets_tests.registry.made import LINE
 from rl_assets_tests.registry.played import begun
 from rl_assets_tests.registry.test_lineage import trained
@@ -78,3 +81,12 @@ def test_pruning_says_what_it_would_do_and_does_it(conn: psycopg.Connection, roo
     assert "deleted steps 2" in said("prune", "--keep", "1").output
     assert sorted(path.name for path in (root / LINE).iterdir()) == ["0000", "0001", "0003"]
     assert "(deleted)" in said("lineage", "2").output
+
+
+def test_pruning_loads_nothing_that_trains(conn: psycopg.Connection, root: Path):
+    code = (
+        "import sys; from rl_assets.cli import run; run(['models', 'prune', '--dry-run']); "
+        "print([m for m in ('torch', 'transformers', 'art') if m in sys.modules])"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert ran.stdout.splitlines() == ["would delete steps none: 0.0 MiB", "[]"]

@@ -9,11 +9,11 @@ import psycopg
 import pytest
 
 from rl_assets import harness
-from rl_assets.registry.checkpoints import checkpoint_digest
+from rl_assets.registry.checkpoints import base_path, checkpoint_digest
 from rl_assets.registry.models import register_base, register_candidate
 from rl_assets.settings import Settings
 from rl_assets.store.ledger import Batch, get_batch
-from rl_assets.training.base import WarmStart, base_path, ensure_base_policy
+from rl_assets.training.base import WarmStart, ensure_base_policy
 from rl_assets.training.record import TrainingRecord, write_record
 from rl_assets_tests.registry.made import GATE, LINE, a_batch, a_result
 

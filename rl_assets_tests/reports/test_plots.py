@@ -21,16 +21,17 @@ from rl_assets.reports.drawing import LONGEST_LABEL, safe_label
 from rl_assets.reports.outcomes import outcomes_picture
 from rl_assets.reports.plots import (
     as_markdown_image,
+    distribution_by_policy,
     group_spread,
     learning_curve,
     paired_gate,
     pnl_by_policy,
     price_paths,
-    reward_histogram,
 )
 from rl_assets.store.outcomes import Outcome
 from rl_assets_tests.reports.pages import HOSTILE
 
+PNL = "PnL (dollars per episode)"
 LARGEST = 75_000
 """Bytes: pictures are stored inside the metadata of a materialization."""
 POINT = {
@@ -56,9 +57,9 @@ def ended(name: str, probability: float | None, outcome: str = "YES") -> Outcome
 EMPTY: dict[str, Callable[[], bytes]] = {
     "outcomes": lambda: outcomes_picture([]),
     "outcomes without a price": lambda: outcomes_picture([ended("m", None)]),
-    "rewards": lambda: reward_histogram({}),
-    "rewards of nobody": lambda: reward_histogram({"hold": []}),
-    "groups": lambda: group_spread({}),
+    "rewards": lambda: distribution_by_policy({}, PNL),
+    "rewards of nobody": lambda: distribution_by_policy({"hold": []}, PNL),
+    "groups": lambda: group_spread({}, PNL),
     "curve": lambda: learning_curve([]),
     "gate": lambda: paired_gate({}, 0.0, 0.1, 0.0),
     "policies": lambda: pnl_by_policy({}),
@@ -66,8 +67,8 @@ EMPTY: dict[str, Callable[[], bytes]] = {
 SINGLE: dict[str, Callable[[], bytes]] = {
     "outcome": lambda: outcomes_picture([ended("m", 0.5, "NO")]),
     "change": lambda: outcomes_picture([moved("Tesla", 0.0)]),
-    "reward": lambda: reward_histogram({"hold": [0.0]}),
-    "group": lambda: group_spread({"group": [0.5]}),
+    "reward": lambda: distribution_by_policy({"hold": [0.0]}, PNL),
+    "group": lambda: group_spread({"group": [0.5]}, PNL),
     "update": lambda: learning_curve([POINT]),
     "update of the warm start": lambda: learning_curve([{"update": 0.0, "loss": 2.0}]),
     "day": lambda: paired_gate({7: 2.0}, None, 0.1, 2.0),
@@ -80,8 +81,8 @@ MANY: dict[str, Callable[[], bytes]] = {
     "outcomes": lambda: outcomes_picture(
         [moved(f"Company {i}", i - 20.5) for i in range(40)] + [ended(f"Will {i}?", i / 40) for i in range(40)]
     ),
-    "rewards": lambda: reward_histogram({f"policy {i}": [i * j / 7 for j in range(99)] for i in range(40)}),
-    "groups": lambda: group_spread({f"group-{i}": [(i * j) % 11 / 10 for j in range(8)] for i in range(125)}),
+    "rewards": lambda: distribution_by_policy({f"policy {i}": [i * j / 7 for j in range(99)] for i in range(40)}, PNL),
+    "groups": lambda: group_spread({f"group-{i}": [(i * j) % 11 / 10 for j in range(8)] for i in range(125)}, PNL),
     "curve": lambda: learning_curve([{**POINT, "update": float(i), "loss/train": 1 / (i + 1)} for i in range(500)]),
     "gate": lambda: paired_gate({200_000 + i: math.sin(i) * 30 for i in range(90)}, -1.0, 0.1, 2.0),
     "policies": lambda: pnl_by_policy({f"policy {i}": (i, i - 3, i + 3) for i in range(60)}),
@@ -121,9 +122,9 @@ def test_threads_may_draw_at_the_same_time():
 
 
 def test_hostile_labels_are_drawn_as_they_stand():
-    assert opened(reward_histogram({label: [1.0, 2.0] for label in HOSTILE})).width == 900
+    assert opened(distribution_by_policy({label: [1.0, 2.0] for label in HOSTILE}, PNL)).width == 900
     assert opened(pnl_by_policy(dict.fromkeys(HOSTILE, (1.0, 0.0, 2.0)))).width == 900
-    assert opened(group_spread({label: [0.5, 0.6] for label in HOSTILE})).width == 900
+    assert opened(group_spread({label: [0.5, 0.6] for label in HOSTILE}, PNL)).width == 900
     assert opened(outcomes_picture([each(label, 0.5) for label in HOSTILE for each in (moved, ended)])).width == 900
 
 
@@ -142,8 +143,8 @@ def test_a_label_is_short_printable_and_never_mathtext(text: str):
 @pytest.mark.parametrize(
     "draw",
     [
-        lambda bad: reward_histogram({"hold": [0.0, bad]}),
-        lambda bad: group_spread({"group": [bad]}),
+        lambda bad: distribution_by_policy({"hold": [0.0, bad]}, PNL),
+        lambda bad: group_spread({"group": [bad]}, PNL),
         lambda bad: learning_curve([{**POINT, "loss/train": bad}]),
         lambda bad: learning_curve([{**POINT, "update": bad}]),
         lambda bad: paired_gate({1: bad}, 0.0, 0.1, 0.0),
@@ -162,6 +163,16 @@ def test_an_infinite_bound_is_refused():
         paired_gate({1: 0.0}, math.inf, 0.1, 0.0)
     with pytest.raises(MalformedInput, match="hold"):
         pnl_by_policy({"hold": (0.0, -math.inf, 1.0)})
+
+
+def test_a_distribution_is_headed_by_what_it_is_of(monkeypatch: pytest.MonkeyPatch):
+    figures = []
+    monkeypatch.setattr("rl_assets.reports.plots.png", lambda figure: figures.append(figure) or b"")
+    for axis in ("Score (0 to 1)", PNL):
+        distribution_by_policy({"hold": [0.0, 1.0]}, axis)
+        group_spread({"group": [0.0, 1.0]}, axis)
+    titles = [figure.get_suptitle() for figure in figures]
+    assert titles == ["Score by policy", "Score within groups", "PnL by policy", "PnL within groups"]
 
 
 def test_sealed_values_are_drawn_only_where_they_are_given():

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from rl_assets.episodes import Episode
-from rl_assets.training.base import base_path, ensure_base_policy
+from rl_assets.registry.checkpoints import base_path
+from rl_assets.training.base import ensure_base_policy
 from rl_assets_tests.training.made import LINE, WEAK, played
 from rl_assets_tests.training.wandb_server import BASE, KEY, LoopbackWandb, loopback_wandb
 

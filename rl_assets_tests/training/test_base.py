@@ -10,8 +10,9 @@ from rl_assets import harness
 from rl_assets.agents import prompt
 from rl_assets.market.config import WorldConfig
 from rl_assets.market.snapshot import SPLITS
+from rl_assets.registry.checkpoints import base_path
 from rl_assets.training import base
-from rl_assets.training.base import WARM_START_SEEDS, WarmStart, base_path, build_tokenizer, ensure_base_policy
+from rl_assets.training.base import WARM_START_SEEDS, WarmStart, build_tokenizer, ensure_base_policy
 from rl_assets.training.figures import described
 
 LITTLE = WarmStart(episodes=16, passes=1)

@@ -14,7 +14,7 @@ from rl_assets.agents import prompt
 from rl_assets.agents.grammar import FILE
 from rl_assets.market.engine import Engine
 from rl_assets.market.generate import generate
-from rl_assets.training.base import base_path
+from rl_assets.registry.checkpoints import base_path
 from rl_assets.training.inference import InferenceServer
 from rl_assets_tests.training.made import LINE
 

@@ -17,10 +17,9 @@ from rl_assets.episodes import Episode, Policy
 from rl_assets.errors import ConfigurationError, MalformedInput, MissingCheckpoint
 from rl_assets.market.config import WorldConfig
 from rl_assets.market.generate import generate
-from rl_assets.registry.checkpoints import ADAPTER, checkpoint_digest
+from rl_assets.registry.checkpoints import ADAPTER, base_path, checkpoint_digest
 from rl_assets.settings import LocalSettings
 from rl_assets.training import local
-from rl_assets.training.base import base_path
 from rl_assets.training.inference import InferenceServer
 from rl_assets.training.local import ensure_local_base
 from rl_assets.training.service import GRPOTrainingService

@@ -16,7 +16,7 @@ from art.preprocessing.pack import PackedTensors
 from rl_assets.agents.neural import NeuralPolicy
 from rl_assets.agents.prompt import Means
 from rl_assets.episodes import Episode
-from rl_assets.training.base import base_path
+from rl_assets.registry.checkpoints import base_path
 from rl_assets.training.codec import to_groups
 from rl_assets.training.cpu import CpuBackend
 from rl_assets.training.credit import lay_over, spoken_key, take_notes

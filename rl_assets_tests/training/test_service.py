@@ -20,9 +20,8 @@ from rl_assets.agents.neural import NeuralPolicy
 from rl_assets.episodes import Episode, Policy
 from rl_assets.errors import CollapsedPolicy, MalformedInput, MissingCheckpoint
 from rl_assets.grouping import build_groups
-from rl_assets.registry.checkpoints import checkpoint_digest
+from rl_assets.registry.checkpoints import base_path, checkpoint_digest
 from rl_assets.reports.plots import CURVES
-from rl_assets.training.base import base_path
 from rl_assets.training.cpu import CpuTraining
 from rl_assets.training.figures import UNKNOWN, UPDATES, WHOLE, described
 from rl_assets.training.manifest import Manifest, ManifestGroup

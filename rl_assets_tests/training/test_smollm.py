@@ -20,8 +20,8 @@ from rl_assets.grouping import build_groups
 from rl_assets.judging import OutcomeJudge
 from rl_assets.market.config import WorldConfig
 from rl_assets.market.generate import generate
+from rl_assets.registry.checkpoints import base_path
 from rl_assets.training import smollm
-from rl_assets.training.base import base_path
 from rl_assets.training.forward import masked_logprobs
 from rl_assets.training.inference import InferenceServer
 from rl_assets.training.lora import Lora, adapt, load_lora, merge

@@ -29,7 +29,6 @@ SMALLEST_PERP = 10.0
 """Dollars of notional."""
 LARGEST_PERP = 0.1
 """Share of open interest that one position may have; open interest of 0 sets no bound."""
-LEVERAGES = (1, 100)
 IMPACT_VOLUME, LARGEST_IMPACT = 10_000.0, 0.05
 """Dollars of one-sided volume that would double a price, and the most that a price moves."""
 

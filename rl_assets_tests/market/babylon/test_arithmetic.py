@@ -123,7 +123,7 @@ def test_trades_side_by_side_are_the_trades_one_by_one(rows: list[tuple[float, f
             assert getattr(together, name)[place] == getattr(alone, name)
 
 
-@given(entry=st.floats(0.01, 1e6), leverage=st.integers(*arithmetic.LEVERAGES), side=st.sampled_from([1.0, -1.0]))
+@given(entry=st.floats(0.01, 1e6), leverage=st.integers(1, 100), side=st.sampled_from([1.0, -1.0]))
 def test_at_its_liquidation_price_a_position_has_lost_nine_tenths_of_its_margin(entry, leverage, side):
     price = arithmetic.liquidation_price(entry, side, leverage)
     assert float(arithmetic.perp_profit(entry, price, 1000.0, side)) == pytest.approx(-0.9 * 1000.0 / leverage)
