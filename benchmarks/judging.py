@@ -25,7 +25,7 @@ from rl_assets.market.generate import generate
 from rl_assets.settings import RulerSettings, prepare_environment
 from rl_assets.store.database import connect, migrate
 from rl_assets.store.embedded import EmbeddedPostgres
-from rl_assets.store.episodes import new_trajectory_ids
+from rl_assets.store.episodes import new_ids
 from rl_assets_tests.judging.judge_server import loopback_judge
 
 SIZE = 8
@@ -59,7 +59,7 @@ def played(episodes: int) -> tuple[list[Group], dict[str, Episode]]:
     """Groups of eight that play the same market day at random, as if they could be trained on."""
     worlds = [generate("train", seed) for seed in range(episodes // SIZE)]
     assignment = Assignment(ReferenceAgent("random"), "bench", SIZE)
-    record = play([assignment], worlds, seed=0, new_ids=new_trajectory_ids)
+    record = play([assignment], worlds, seed=0, new_ids=new_ids)
     window = str(record[0].window_id)
     groups = build_groups(record, window_id=window, group_size=SIZE)
     whole = [replace(group, trainable=True, reason=None) for group in groups if len(group.trajectory_ids) == SIZE]

@@ -28,7 +28,7 @@ from rl_assets.agents.runner import Assignment, Game, play  # noqa: E402
 from rl_assets.episodes import Policy  # noqa: E402
 from rl_assets.market.generate import generate  # noqa: E402
 from rl_assets.market.snapshot import World  # noqa: E402
-from rl_assets.store.episodes import new_trajectory_ids  # noqa: E402
+from rl_assets.store.episodes import new_ids  # noqa: E402
 from rl_assets.training.base import WarmStart, ensure_base_policy  # noqa: E402
 
 SIBLINGS = 8
@@ -93,7 +93,7 @@ def main(episodes: int = 128, repeats: int = 5) -> None:
     tokens = {"ours": 0, "theirs": 0}
 
     def ours() -> None:
-        played = play([Assignment(agent, "bench", SIBLINGS)], worlds, seed=0, new_ids=new_trajectory_ids)
+        played = play([Assignment(agent, "bench", SIBLINGS)], worlds, seed=0, new_ids=new_ids)
         tokens["ours"] = sum(len(step.token_ids) for episode in played for step in episode.steps)
 
     def theirs() -> None:

@@ -17,7 +17,7 @@ from rl_assets.agents.runner import Assignment, ReferenceAgent, play
 from rl_assets.market.generate import generate
 from rl_assets.store.agents import provision_agents
 from rl_assets.store.database import connect
-from rl_assets.store.episodes import new_trajectory_ids, read_episodes, write_episodes
+from rl_assets.store.episodes import new_ids, read_episodes, write_episodes
 from rl_assets.store.record import CALL_COLUMNS, TRAJECTORY_COLUMNS, call_rows, trajectory_row
 
 
@@ -45,7 +45,7 @@ def main(episodes: int = 2000, repeats: int = 5) -> None:
     with migrated_server() as url, connect(url) as conn:
         agent_id = provision_agents(conn, ["bench"])["bench"]
         agent = ReferenceAgent("random")
-        record = play([Assignment(agent, agent_id, 4)], worlds, seed=0, new_ids=new_trajectory_ids)
+        record = play([Assignment(agent, agent_id, 4)], worlds, seed=0, new_ids=new_ids)
         write_episodes(conn, record)
         ids = [episode.trajectory_id for episode in record]
         raw = [

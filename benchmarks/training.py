@@ -34,7 +34,7 @@ from rl_assets.agents.runner import Assignment, play  # noqa: E402
 from rl_assets.episodes import Episode, Policy  # noqa: E402
 from rl_assets.market.generate import generate  # noqa: E402
 from rl_assets.registry.checkpoints import base_path  # noqa: E402
-from rl_assets.store.episodes import new_trajectory_ids  # noqa: E402
+from rl_assets.store.episodes import new_ids  # noqa: E402
 from rl_assets.training.base import WarmStart, ensure_base_policy  # noqa: E402
 from rl_assets.training.cpu import CpuTraining  # noqa: E402
 from rl_assets.training.learner import Learner  # noqa: E402
@@ -130,7 +130,7 @@ def main(episodes: int = 256, repeats: int = 3) -> None:
         policy = NeuralPolicy(base)
         worlds = [generate("train", seed) for seed in range(episodes // SIBLINGS)]
         agent = NeuralAgent(base, Policy(LINE, 0))
-        played = play([Assignment(agent, "bench", SIBLINGS)], worlds, seed=0, new_ids=new_trajectory_ids)
+        played = play([Assignment(agent, "bench", SIBLINGS)], worlds, seed=0, new_ids=new_ids)
         played = [replace(e, steps=tuple(replace(s, credit=None) for s in e.steps)) for e in played]
         groups = [played[start : start + SIBLINGS] for start in range(0, len(played), SIBLINGS)]
         named = tuple(

@@ -22,14 +22,14 @@ from rl_assets.registry.models import get_latest_rl_model, register_base
 from rl_assets.registry.rollout import has_candidate, staged_rollout
 from rl_assets.settings import Settings
 from rl_assets.store.agents import provision_agents
-from rl_assets.store.episodes import new_trajectory_ids, write_episodes
+from rl_assets.store.episodes import new_ids, write_episodes
 from rl_assets.store.ledger import Readiness, readiness
 from rl_assets.store.snapshots import list_snapshots, register_snapshots
 
 if TYPE_CHECKING:
     import psycopg
 
-    from rl_assets.registry.models import LiveModel
+    from rl_assets.registry.models import PlayableModel
 
 MODEL = "model"
 """Name under which the champion plays; every other agent is a reference agent."""
@@ -81,7 +81,7 @@ class Played:
     """What a harness run recorded. `digest` is over what was played: equal for equal seeds and champions."""
 
     seed: int
-    model: LiveModel
+    model: PlayableModel
     snapshots: int
     trajectory_ids: tuple[str, ...]
     trainable_ids: tuple[str, ...]
@@ -102,7 +102,7 @@ class AgentRow:
     breaches: float
 
 
-def live_model(conn: psycopg.Connection, settings: Settings, on_progress: Progress) -> LiveModel:
+def live_model(conn: psycopg.Connection, settings: Settings, on_progress: Progress) -> PlayableModel:
     """The champion; where there is none yet, the base policy is built, registered and becomes it."""
 
     def built(done: int, total: int) -> None:
@@ -142,7 +142,9 @@ def provide(
     return worlds
 
 
-def run(conn: psycopg.Connection, settings: Settings, plan: Plan, model: LiveModel, on_progress: Progress) -> Played:
+def run(
+    conn: psycopg.Connection, settings: Settings, plan: Plan, model: PlayableModel, on_progress: Progress
+) -> Played:
     """Provide agents and snapshots, play, and record. Nothing of an episode is recorded before its end."""
     ready = readiness(conn, settings.model_line, model.step, settings.most_stale)
     seed = next_seed(conn) if plan.seed is None else plan.seed
@@ -165,7 +167,7 @@ def run(conn: psycopg.Connection, settings: Settings, plan: Plan, model: LiveMod
             assignments,
             part,
             seed=seed,
-            new_ids=new_trajectory_ids,
+            new_ids=new_ids,
             on_progress=lambda more, _, done=done: on_progress("playing", done + more, total),
         )
         write_episodes(conn, episodes)
@@ -178,7 +180,7 @@ def run(conn: psycopg.Connection, settings: Settings, plan: Plan, model: LiveMod
     return Played(seed, model, len(worlds), tuple(ids), tuple(trainable), rows, digest(sorted(hashes)))
 
 
-def _assignments(conn: psycopg.Connection, plan: Plan, model: LiveModel) -> list[Assignment]:
+def _assignments(conn: psycopg.Connection, plan: Plan, model: PlayableModel) -> list[Assignment]:
     from rl_assets.agents.line_player import agent_of
 
     agent_ids = provision_agents(conn, plan.agents)
@@ -194,8 +196,8 @@ def _assignments(conn: psycopg.Connection, plan: Plan, model: LiveModel) -> list
 
 
 def _sides(
-    conn: psycopg.Connection, plan: Plan, champion: LiveModel, agent_id: str
-) -> list[tuple[LiveModel, str, int]]:
+    conn: psycopg.Connection, plan: Plan, champion: PlayableModel, agent_id: str
+) -> list[tuple[PlayableModel, str, int]]:
     """Who plays for the line, and how many siblings: the champion; while a candidate is on its way, an agent with it
     as well, with its share of the episodes, so that the two can be compared on the same snapshots."""
     rollout = staged_rollout(conn, champion.model_line)

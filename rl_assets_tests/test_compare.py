@@ -22,7 +22,7 @@ from rl_assets.market.config import WorldConfig
 from rl_assets.market.snapshot import save_snapshot
 from rl_assets.registry.checkpoints import checkpoint_digest
 from rl_assets.registry.models import register_base
-from rl_assets.store.lake import read_episodes_parquet
+from rl_assets.store.episode_files import read_episodes_parquet
 from rl_assets_tests.agents.endpoint_server import HOLD, Asked, LoopbackModel, Reply, good, loopback_model, says, status
 from rl_assets_tests.market.babylon.made import generated, written
 from rl_assets_tests.reports.pages import HOSTILE, Page, worlds

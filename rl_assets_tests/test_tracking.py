@@ -17,9 +17,9 @@ from wandb.proto import wandb_internal_pb2 as records
 from rl_assets import cli
 from rl_assets.episodes import digest
 from rl_assets.errors import MissingCheckpoint
-from rl_assets.registry.checkpoints import Remote, checkpoint_digest
+from rl_assets.registry.checkpoints import RemoteCheckpoint, checkpoint_digest
 from rl_assets.resources import Tracking
-from rl_assets.store.lake import write_episodes_parquet, write_json
+from rl_assets.store.episode_files import write_episodes_parquet, write_json
 from rl_assets.tracking import fetch_checkpoint
 from rl_assets.training.manifest import Manifest, ManifestGroup
 from rl_assets.training.result import TrainingResult
@@ -43,9 +43,9 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def a_result(data: Path, path: Path | Remote | None = None) -> TrainingResult:
+def a_result(data: Path, path: Path | RemoteCheckpoint | None = None) -> TrainingResult:
     checkpoint = path or a_checkpoint(data / "checkpoints", 1)
-    known = "d" * 64 if isinstance(checkpoint, Remote) else checkpoint_digest(checkpoint)
+    known = "d" * 64 if isinstance(checkpoint, RemoteCheckpoint) else checkpoint_digest(checkpoint)
     curve = [{"update": float(n), "loss/train": 0.5 - n / 10} for n in range(2)]
     return TrainingResult(BATCH, LINE, 0, 1, checkpoint, known, {"loss/train": 0.45}, curve, 3.0, "cpu")
 
@@ -126,7 +126,7 @@ def test_a_run_that_is_tracked_offline_holds_the_curve_and_the_lineage_from_mode
 
 
 def test_a_checkpoint_at_wandb_is_named_and_not_logged_again(data: Path):
-    path = Remote(f"wandb-artifact:///market-agents/rl-assets/{LINE}:step1")
+    path = RemoteCheckpoint(f"wandb-artifact:///market-agents/rl-assets/{LINE}:step1")
     Tracking(mode="offline").log_training(a_result(data, path), data / "batches" / BATCH, data)
     assert LINE not in artifacts(data)
     said = [item.value_json for r in recorded(data) if r.HasField("run") for item in r.run.config.update]

@@ -40,7 +40,7 @@ from rl_assets.a2a.params import Advance, parse
 from rl_assets.a2a.session import Refused, Room, Session
 from rl_assets.a2a.views import clock
 from rl_assets.errors import DatabaseError, RlAssetsError
-from rl_assets.store.episodes import new_trajectory_ids
+from rl_assets.store.episodes import new_ids
 
 logger = logging.getLogger(__name__)
 
@@ -130,7 +130,7 @@ class Referee(AgentExecutor):
                 self._unrecorded.remove(room)
 
     def _join(self, command: Command, call: ServerCallContext) -> dict[str, Any]:
-        session, told = self._lobby.join(parse(Join, command.params), lambda: new_trajectory_ids(1)[0])
+        session, told = self._lobby.join(parse(Join, command.params), lambda: new_ids(1)[0])
         call.state["owner"] = session.id
         return told | {"clock": clock(session)}
 

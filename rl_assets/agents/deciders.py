@@ -25,8 +25,7 @@ from rl_assets.agents.reply import Reply
 from rl_assets.episodes import Policy, Sampling
 from rl_assets.errors import ConfigurationError, MalformedInput
 from rl_assets.market.config import WorldConfig
-from rl_assets.registry.checkpoints import ADAPTER, located
-from rl_assets.registry.checkpoints import Remote as Elsewhere
+from rl_assets.registry.checkpoints import ADAPTER, RemoteCheckpoint, located
 from rl_assets.turns import Job, Said
 
 if TYPE_CHECKING:
@@ -59,7 +58,7 @@ def decider_of(job: Job) -> TurnDecider:
     if job.line is None or job.step is None or job.checkpoint is None:
         raise MalformedInput(f"the turn of {job.name} names no checkpoint; this is a fault of the coordinator")
     policy, checkpoint = Policy(job.line, job.step), located(job.checkpoint)
-    if isinstance(checkpoint, Elsewhere):
+    if isinstance(checkpoint, RemoteCheckpoint):
         return _Api(served(checkpoint, policy), policy)
     if (checkpoint / ADAPTER).is_file():
         raise ConfigurationError(

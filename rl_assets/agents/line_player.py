@@ -20,7 +20,7 @@ from rl_assets.episodes import Policy, Sampling
 from rl_assets.errors import ConfigurationError
 from rl_assets.market.engine import Engine
 from rl_assets.market.snapshot import Truth
-from rl_assets.registry.checkpoints import ADAPTER, Remote
+from rl_assets.registry.checkpoints import ADAPTER, RemoteCheckpoint
 from rl_assets.settings import LocalSettings, ServerlessSettings
 
 if TYPE_CHECKING:
@@ -32,23 +32,23 @@ MOST_TOKENS = 512
 """Of an answer of W&B's model; what is cut off there is played as it is, which is mostly an invalid action."""
 
 
-def agent_of(checkpoint: Path | Remote, policy: Policy) -> Agent:
+def agent_of(checkpoint: Path | RemoteCheckpoint, policy: Policy) -> Agent:
     """The agent that a checkpoint plays as. Raises MissingCheckpoint, and ConfigurationError without a key for W&B."""
     remote = remote_of(checkpoint, policy)
     if remote is not None:
         return SeatedAgent(remote, policy)
-    assert not isinstance(checkpoint, Remote)
+    assert not isinstance(checkpoint, RemoteCheckpoint)
     from rl_assets.agents.neural import NeuralAgent
 
     return NeuralAgent(checkpoint, policy)
 
 
-def remote_of(checkpoint: Path | Remote, policy: Policy, temperature: float = 1.0) -> RemoteAgent | None:
+def remote_of(checkpoint: Path | RemoteCheckpoint, policy: Policy, temperature: float = 1.0) -> RemoteAgent | None:
     """The agent to ask where a checkpoint is served, at W&B or by vLLM; None for one that plays in this process.
 
     Raises ConfigurationError without a key for W&B.
     """
-    if isinstance(checkpoint, Remote):
+    if isinstance(checkpoint, RemoteCheckpoint):
         endpoint = served(checkpoint, policy, temperature)
         endpoint.policy = policy
         return endpoint
@@ -59,7 +59,7 @@ def remote_of(checkpoint: Path | Remote, policy: Policy, temperature: float = 1.
     return ServedAgent(checkpoint, policy, LocalSettings.from_env(), temperature)
 
 
-def served(checkpoint: Remote, policy: Policy, temperature: float = 1.0) -> EndpointAgent:
+def served(checkpoint: RemoteCheckpoint, policy: Policy, temperature: float = 1.0) -> EndpointAgent:
     """A checkpoint at W&B behind its endpoint. Raises ConfigurationError without a key for it."""
     from rl_assets.agents.endpoint import EndpointAgent
 

@@ -98,8 +98,8 @@ def base_policy(
 def training_batches(context: dg.AssetExecutionContext, database: Database, lake: Lake) -> dg.MaterializeResult:
     from rl_assets.episodes import NO_LOGPROBS
     from rl_assets.reports.plots import group_spread
+    from rl_assets.store.episode_files import write_episodes_parquet, write_json
     from rl_assets.store.episodes import read_episodes
-    from rl_assets.store.lake import write_episodes_parquet, write_json
     from rl_assets.store.ledger import claimed_ids, get_batch
     from rl_assets.training.manifest import Manifest
 
@@ -190,7 +190,7 @@ def trained_models(
     from rl_assets.registry.checkpoints import checkpoint_digest
     from rl_assets.registry.models import model_of_batch, playable, register_candidate
     from rl_assets.reports.plots import learning_curve
-    from rl_assets.store.lake import read_episodes_parquet
+    from rl_assets.store.episode_files import read_episodes_parquet
     from rl_assets.store.ledger import advance_batch, get_batch
     from rl_assets.training.manifest import Manifest
 

@@ -19,12 +19,12 @@ RUN_KEY = "dagster/run_key"
 ENDED = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
 OURS = "rl_assets."
 """How the name of an error of ours begins, as Dagster records it."""
-LIVE = [status for status in dg.DagsterRunStatus if status not in ENDED]
+UNFINISHED = [status for status in dg.DagsterRunStatus if status not in ENDED]
 
 
-def live_partitions(instance: dg.DagsterInstance, job_name: str) -> set[str]:
+def unfinished_partitions(instance: dg.DagsterInstance, job_name: str) -> set[str]:
     """Partition keys on which a run of a job waits or works."""
-    runs = instance.get_runs(dg.RunsFilter(job_name=job_name, statuses=LIVE), limit=200)
+    runs = instance.get_runs(dg.RunsFilter(job_name=job_name, statuses=UNFINISHED), limit=200)
     return {run.tags[PARTITION] for run in runs if PARTITION in run.tags}
 
 

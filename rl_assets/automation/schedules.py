@@ -8,7 +8,7 @@ import dagster as dg
 
 from rl_assets.automation.jobs import leaderboard_job, live_tick_job, outcomes_job, training_job
 from rl_assets.automation.partitions import BATCHES
-from rl_assets.automation.runs import failures, live_partitions, next_training
+from rl_assets.automation.runs import failures, next_training, unfinished_partitions
 from rl_assets.resources import Database, Trainer
 from rl_assets.turns import MARKET_URL
 from rl_assets.wording import counted, moment
@@ -101,7 +101,7 @@ def market_outcomes_schedule(
     if not due:
         return dg.SkipReason("no price was seen in the hour before, and nothing of the last days waits to be written")
     # What was due an hour ago may still be queued: dozens would pile up behind a queue that stands still.
-    busy = live_partitions(context.instance, outcomes_job.name)
+    busy = unfinished_partitions(context.instance, outcomes_job.name)
     failed = failures(context.instance, outcomes_job.name, due)
     given_up = [window for window in due if failed[window] >= ATTEMPTS]
     if given_up:

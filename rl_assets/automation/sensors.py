@@ -13,11 +13,11 @@ from rl_assets.automation.jobs import snapshots_job, training_job, window_job
 from rl_assets.automation.partitions import BATCHES, FIRST_WINDOW, SNAPSHOTS
 from rl_assets.automation.runs import (
     ENDED,
-    LIVE,
     RUN_KEY,
+    UNFINISHED,
     error_of,
-    live_partitions,
     next_training,
+    unfinished_partitions,
 )
 from rl_assets.logs import PARTITION, RANGE_END, RANGE_START
 from rl_assets.resources import Database, Judge, Trainer
@@ -54,7 +54,7 @@ def benchmark_snapshot_sensor(context: dg.SensorEvaluationContext, database: Dat
         wanted = sorted(row.id for row in list_snapshots(conn, unmaterialized=True))[:MOST_SNAPSHOTS]
     if not wanted:
         return dg.SensorResult(skip_reason="no registered snapshot waits to be generated")
-    if context.instance.get_runs(dg.RunsFilter(job_name=snapshots_job.name, statuses=LIVE), limit=1):
+    if context.instance.get_runs(dg.RunsFilter(job_name=snapshots_job.name, statuses=UNFINISHED), limit=1):
         waiting = counted(len(wanted), "more snapshot")
         return dg.SensorResult(skip_reason=f"{waiting} will be generated after the run that is generating others")
     known = list(context.instance.get_dynamic_partitions(str(SNAPSHOTS.name)))
@@ -109,7 +109,7 @@ def trajectory_window_sensor(context: dg.SensorEvaluationContext, database: Data
 
     now = datetime.now(UTC)
     watch = Watch.from_json(context.cursor)
-    busy = live_partitions(context.instance, window_job.name)
+    busy = unfinished_partitions(context.instance, window_job.name)
     with database.connect() as conn:
         changes = changed_windows(conn, watch.horizon, FIRST_WINDOW)
         taken, after = plan(watch, changes, busy, now, MOST_WINDOWS)

@@ -16,7 +16,7 @@ from rl_assets.commands.snapshots import DIFFICULTY, SPLIT
 from rl_assets.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from rl_assets.agents.benchmark import Results
+    from rl_assets.agents.comparison import Results
     from rl_assets.market.metrics import Interval
     from rl_assets.market.snapshot import World
     from rl_assets.settings import Settings
@@ -74,7 +74,7 @@ def compare(
 
     Run it again to go on where it was stopped, or where an agent failed. Exit code 1: some episodes failed.
     """
-    from rl_assets.agents.benchmark import plan_of, run
+    from rl_assets.agents.comparison import plan_of, run
     from rl_assets.commands.shown import console, progress
     from rl_assets.episodes import digest
     from rl_assets.settings import Settings

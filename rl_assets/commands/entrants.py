@@ -14,10 +14,10 @@ from rl_assets.errors import ConfigurationError
 from rl_assets.names import MODEL, REFERENCE_AGENTS
 
 if TYPE_CHECKING:
-    from rl_assets.agents.benchmark import Entrant
+    from rl_assets.agents.comparison import Entrant
     from rl_assets.episodes import Policy
-    from rl_assets.registry.checkpoints import Remote
-    from rl_assets.registry.models import LiveModel
+    from rl_assets.registry.checkpoints import RemoteCheckpoint
+    from rl_assets.registry.models import PlayableModel
 
 KEY = "OPENAI_API_KEY"
 OPENAI, A2A = "openai:", "a2a:"
@@ -43,8 +43,8 @@ def entrants_of(names: Sequence[str], siblings: int, asking: Asking) -> list[Ent
     return [_entrant(name, siblings, asking, models) for name in names]
 
 
-def _entrant(name: str, siblings: int, asking: Asking, models: Mapping[str, LiveModel]) -> Entrant:
-    from rl_assets.agents.benchmark import Entrant
+def _entrant(name: str, siblings: int, asking: Asking, models: Mapping[str, PlayableModel]) -> Entrant:
+    from rl_assets.agents.comparison import Entrant
     from rl_assets.agents.runner import ReferenceAgent
     from rl_assets.episodes import Policy
 
@@ -70,9 +70,9 @@ def _entrant(name: str, siblings: int, asking: Asking, models: Mapping[str, Live
     )
 
 
-def _checkpoint(path: Path | Remote, policy: Policy, digest: str, siblings: int, asking: Asking) -> Entrant:
+def _checkpoint(path: Path | RemoteCheckpoint, policy: Policy, digest: str, siblings: int, asking: Asking) -> Entrant:
     """A checkpoint, wherever it is played: here, by vLLM, or at W&B behind its endpoint."""
-    from rl_assets.agents.benchmark import Entrant
+    from rl_assets.agents.comparison import Entrant
     from rl_assets.agents.line_player import remote_of
 
     agent = remote_of(path, policy, asking.temperature)
@@ -86,7 +86,7 @@ def _checkpoint(path: Path | Remote, policy: Policy, digest: str, siblings: int,
 
 def _endpoint(name: str, siblings: int, asking: Asking) -> Entrant:
     from rl_assets.a2a.client import read_url
-    from rl_assets.agents.benchmark import Entrant
+    from rl_assets.agents.comparison import Entrant
     from rl_assets.agents.endpoint import EndpointAgent
 
     model, base_url = _endpoint_of(name)
@@ -170,7 +170,7 @@ def keys_of(key_env: Sequence[str], names: Sequence[str]) -> dict[str, str]:
     return keys
 
 
-def _models(names: Sequence[str]) -> dict[str, LiveModel]:
+def _models(names: Sequence[str]) -> dict[str, PlayableModel]:
     from rl_assets.registry.models import get_latest_rl_model, get_model, playable
 
     found = {}

@@ -152,11 +152,11 @@ def _play(
     from rl_assets.commands.shown import console, progress, show_table
     from rl_assets.follow import Watch
     from rl_assets.harness import live_model, run
-    from rl_assets.registry.checkpoints import Remote
+    from rl_assets.registry.checkpoints import RemoteCheckpoint
 
     with progress() as report:
         model = live_model(conn, settings, report)
-        where = "at W&B" if isinstance(model.checkpoint_path, Remote) else "embedded, on this machine"
+        where = "at W&B" if isinstance(model.checkpoint_path, RemoteCheckpoint) else "embedded, on this machine"
         console().print(f"model: {model.model_line} step {model.step}, {where}: {model.checkpoint_path}")
         _show_readiness("before", _ready(conn, settings), settings)
         watch = Watch(conn, settings, failures)

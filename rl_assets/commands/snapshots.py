@@ -45,15 +45,15 @@ def import_(file: Path) -> None:
     It can be played, and no split holds it: neither training nor the gate ever chooses it by itself.
     """
     from rl_assets.commands.shown import show_table
+    from rl_assets.market.babylon.audit import audit_imported, summary
     from rl_assets.market.babylon.importer import import_babylon
-    from rl_assets.market.babylon.verdict import judge, summary
     from rl_assets.market.snapshot import save_snapshot
     from rl_assets.settings import Settings
 
     root = Settings.from_env().snapshots
     snapshot, truth = import_babylon(file)
     save_snapshot(root, snapshot, truth)
-    checks = judge(snapshot, truth)
+    checks = audit_imported(snapshot, truth)
     click.echo(snapshot.id)
     show_table(
         "what a score on it would rest on",
@@ -87,7 +87,7 @@ def audit(snapshot_ids: tuple[str, ...], skill: bool, leakage: bool) -> int:
     """Audit snapshots on disk, all of our own if none is named. Exit code 1 if a check fails."""
     from rl_assets.agents.skill import audit_skill
     from rl_assets.commands.shown import console, show_table
-    from rl_assets.market.babylon.verdict import audit_any
+    from rl_assets.market.babylon.audit import audit_any
     from rl_assets.market.leakage import LEAST_WORLDS, audit_leakage
     from rl_assets.market.snapshot import IMPORTED, load_snapshot, load_truth
     from rl_assets.settings import Settings

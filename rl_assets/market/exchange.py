@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rl_assets.market.babylon.engine import LiveEngine
+from rl_assets.market.babylon.engine import BabylonEngine
 from rl_assets.market.babylon.snapshot import BabylonSnapshot
 from rl_assets.market.engine import Engine
 from rl_assets.market.snapshot import Snapshot
@@ -13,4 +13,4 @@ from rl_assets.market.snapshot import Snapshot
 def engine_for(snapshots: Sequence[Snapshot]) -> Engine:
     """An engine with one episode per snapshot. Raises ValueError where they do not fit on one."""
     imported = any(isinstance(snapshot, BabylonSnapshot) for snapshot in snapshots)
-    return (LiveEngine if imported else Engine)(list(snapshots))
+    return (BabylonEngine if imported else Engine)(list(snapshots))

@@ -20,13 +20,13 @@ _BLOCK = 1 << 20
 _REMOTE = re.compile(r"wandb-artifact:///([^/:]+)/([^/:]+)/([^/:]+):step(\d{1,9})")
 
 
-class Remote(str):
+class RemoteCheckpoint(str):
     """A checkpoint at W&B, as its endpoint takes it for `model`: `wandb-artifact:///<entity>/<project>/<name>:step<n>`.
 
     Raises MalformedInput where it is not that.
     """
 
-    def __new__(cls, text: str) -> Remote:
+    def __new__(cls, text: str) -> RemoteCheckpoint:
         if _REMOTE.fullmatch(text) is None:
             raise MalformedInput(f"{text!r} names no checkpoint at W&B; restore the row of the registry that holds it")
         return super().__new__(cls, text)
@@ -50,19 +50,19 @@ def base_path(data_dir: Path, model_line: str) -> Path:
     return checkpoints_of(data_dir, model_line) / "0000"
 
 
-def located(text: str) -> Path | Remote:
+def located(text: str) -> Path | RemoteCheckpoint:
     """Where a checkpoint is, from the text that the registry keeps of it."""
-    return Remote(text) if text.startswith("wandb-artifact:") else Path(text)
+    return RemoteCheckpoint(text) if text.startswith("wandb-artifact:") else Path(text)
 
 
-def checkpoint_digest(path: Path | Remote) -> str:
+def checkpoint_digest(path: Path | RemoteCheckpoint) -> str:
     """SHA-256 over the names and contents of all files below a directory, in order of name; of a checkpoint at W&B,
     over its name and the identity that W&B gives it, which costs a request. One that the store has and this machine has
     not is fetched.
 
     Raises MissingCheckpoint if there is no such checkpoint.
     """
-    if isinstance(path, Remote):
+    if isinstance(path, RemoteCheckpoint):
         from rl_assets.training.remote_models import remote_digest
 
         return remote_digest(path)

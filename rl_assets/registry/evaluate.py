@@ -19,8 +19,8 @@ from rl_assets.market.snapshot import World, load_world
 from rl_assets.places import Place
 from rl_assets.registry.decisions import Evaluation, latest_evaluation, look_number, record_evaluation
 from rl_assets.registry.gate import Decision, Play, compare
-from rl_assets.registry.models import LiveModel, champion_step, get_model, model_of_batch, playable
-from rl_assets.store.lake import read_episodes_parquet, write_episodes_parquet
+from rl_assets.registry.models import PlayableModel, champion_step, get_model, model_of_batch, playable
+from rl_assets.store.episode_files import read_episodes_parquet, write_episodes_parquet
 from rl_assets.store.snapshots import list_snapshots
 
 if TYPE_CHECKING:
@@ -98,8 +98,8 @@ def _sound(world: World) -> World:
 
 def play_gate(
     worlds: Sequence[World],
-    candidate: LiveModel,
-    champion: LiveModel,
+    candidate: PlayableModel,
+    champion: PlayableModel,
     *,
     siblings: int,
     seed: int,

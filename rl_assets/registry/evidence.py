@@ -43,7 +43,7 @@ Row = tuple[str, bool, str, float | None, float]
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Conclusion:
     """What follows from the evidence: `wait`, `advance` or `rollback`, why, and the figures for the record."""
 
     decision: str
@@ -51,7 +51,7 @@ class Verdict:
     figures: dict[str, Any]
 
 
-def look_at(conn: psycopg.Connection, rollout: Rollout) -> Verdict:
+def look_at(conn: psycopg.Connection, rollout: Rollout) -> Conclusion:
     """Take in the episodes that are new, pair them, and say what follows: in a transaction, under the line's lock."""
     _take_in(conn, rollout)
     _pair(conn, rollout)
@@ -61,10 +61,10 @@ def look_at(conn: psycopg.Connection, rollout: Rollout) -> Verdict:
     stages = np.array([row[0] for row in rows], np.int64)
     pnl = np.array([np.nan if row[1] is None else row[1] for row in rows], np.float64)
     errors = np.array([row[2] for row in rows], np.float64)
-    return judge(rollout, stages, pnl, errors)
+    return conclude(rollout, stages, pnl, errors)
 
 
-def judge(rollout: Rollout, stages: np.ndarray, pnl: np.ndarray, errors: np.ndarray) -> Verdict:
+def conclude(rollout: Rollout, stages: np.ndarray, pnl: np.ndarray, errors: np.ndarray) -> Conclusion:
     """What follows from pairs, in the order in which they came.
 
     stages: int64 (pairs,), in which each was made. pnl: float64 (pairs,), dollars, NaN where an episode has none.
@@ -89,21 +89,21 @@ def judge(rollout: Rollout, stages: np.ndarray, pnl: np.ndarray, errors: np.ndar
     if earned.count:
         told += f", PnL {_shown(earned, scale)} dollars per episode next to the champion's"
     if failing.lower > terms.harm_errors:
-        return Verdict(
+        return Conclusion(
             "rollback", f"its steps fail too often, by over {100 * terms.harm_errors:g} in a hundred: {told}", figures
         )
     steps_are_fine = here >= terms.least_pairs and failing.upper < terms.harm_errors
     if watched:
         if steps_are_fine:
-            return Verdict("advance", f"no more steps fail than before: {told}", figures)
-        return Verdict("wait", f"step {rollout.step} is live and watched: {told}", figures)
+            return Conclusion("advance", f"no more steps fail than before: {told}", figures)
+        return Conclusion("wait", f"step {rollout.step} is live and watched: {told}", figures)
     if earned.upper * scale < -terms.harm_dollars:
-        return Verdict("rollback", f"it loses more than {terms.harm_dollars:g} dollars per episode: {told}", figures)
+        return Conclusion("rollback", f"it loses more than {terms.harm_dollars:g} dollars per episode: {told}", figures)
     if steps_are_fine and earned.lower * scale > -terms.harm_dollars:
-        return Verdict("advance", f"it is shown to do no harm: {told}", figures)
+        return Conclusion("advance", f"it is shown to do no harm: {told}", figures)
     if len(stages) >= terms.most_pairs:
-        return Verdict("rollback", f"it is not shown to do no harm in {terms.most_pairs} pairs: {told}", figures)
-    return Verdict("wait", f"step {rollout.step} is with {rollout.percentage} % of the agents: {told}", figures)
+        return Conclusion("rollback", f"it is not shown to do no harm in {terms.most_pairs} pairs: {told}", figures)
+    return Conclusion("wait", f"step {rollout.step} is with {rollout.percentage} % of the agents: {told}", figures)
 
 
 def _shown(found: Bounds, scale: float) -> str:

@@ -12,7 +12,7 @@ from rl_assets.agents.runner import Assignment, play
 from rl_assets.episodes import Episode, Policy, is_logprob
 from rl_assets.market.generate import generate
 from rl_assets.market.snapshot import SNAPSHOTS_PER_DAY, SPLITS
-from rl_assets.registry.models import LiveModel
+from rl_assets.registry.models import PlayableModel
 
 LEAST_LEGAL = 0.75
 """Share of answers that the market must take. Some are refused of every policy that draws its words: it may be short of
@@ -34,7 +34,7 @@ class Health:
         )
 
 
-def probe(model: LiveModel, days: int) -> Health:
+def probe(model: PlayableModel, days: int) -> Health:
     """Play a snapshot of each of the last `days` market days of the train split, the same for every model.
 
     Raises MissingCheckpoint or MalformedInput where the checkpoint cannot be loaded, and what a remote endpoint raises

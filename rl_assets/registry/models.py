@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import psycopg
 
 from rl_assets.errors import LedgerConflict, MissingCheckpoint
-from rl_assets.registry.checkpoints import Remote, checkpoint_digest
+from rl_assets.registry.checkpoints import RemoteCheckpoint, checkpoint_digest
 from rl_assets.registry.decisions import Evaluation, latest_evaluation
 from rl_assets.registry.rollout import close, has_candidate, open_rollout, staged_rollout
 from rl_assets.registry.rows import (
@@ -38,13 +38,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class LiveModel:
+class PlayableModel:
     """A model that can be played: its checkpoint was whole when this was made."""
 
     model_line: str
     step: int
     version: str
-    checkpoint_path: Path | Remote
+    checkpoint_path: Path | RemoteCheckpoint
     digest: str
 
 
@@ -62,7 +62,7 @@ class Change:
 
 
 def register_base(
-    conn: psycopg.Connection, model_line: str, path: Path | Remote, digest: str, *, metrics: dict[str, float]
+    conn: psycopg.Connection, model_line: str, path: Path | RemoteCheckpoint, digest: str, *, metrics: dict[str, float]
 ) -> Model:
     """Register step 0, which is champion until a candidate is better. One that is registered stays as it is, except
     that its path follows files that are the same. Compare the digest of what is returned with that of the files."""
@@ -123,7 +123,7 @@ def champion_step(conn: psycopg.Connection, model_line: str) -> int | None:
     return None if row is None else int(row[0])
 
 
-def get_latest_rl_model(conn: psycopg.Connection, model_line: str, agent_id: str | None = None) -> LiveModel:
+def get_latest_rl_model(conn: psycopg.Connection, model_line: str, agent_id: str | None = None) -> PlayableModel:
     """The model to play with, its checkpoint verified against the registered digest: the champion, or, for an agent
     that a rollout has reached (`rollout.has_candidate`), the candidate.
 
@@ -138,14 +138,14 @@ def get_latest_rl_model(conn: psycopg.Connection, model_line: str, agent_id: str
     return playable(get_model(conn, model_line, step))
 
 
-def playable(model: Model) -> LiveModel:
+def playable(model: Model) -> PlayableModel:
     """A registered model with its checkpoint verified. Raises MissingCheckpoint."""
     if checkpoint_digest(model.checkpoint_path) != model.digest:
         raise MissingCheckpoint(
             f"checkpoint {model.checkpoint_path} is not what was registered as {model.model_line} step {model.step}; "
             "restore it, or take a kept step with `rl-assets models rollback`"
         )
-    return LiveModel(model.model_line, model.step, model.version, model.checkpoint_path, model.digest)
+    return PlayableModel(model.model_line, model.step, model.version, model.checkpoint_path, model.digest)
 
 
 def model_of_batch(conn: psycopg.Connection, batch_id: str) -> Model:

@@ -17,7 +17,7 @@ import psycopg
 
 from rl_assets.errors import RlAssetsError
 from rl_assets.registry import archive
-from rl_assets.registry.checkpoints import KEEP, Remote
+from rl_assets.registry.checkpoints import KEEP, RemoteCheckpoint
 from rl_assets.registry.models import get_model, list_models, playable, protected_steps
 from rl_assets.registry.partial import abandoned, size_of, sweep
 from rl_assets.registry.rows import lock
@@ -122,7 +122,7 @@ def restore(conn: psycopg.Connection, model_line: str, step: int, serverless: Se
 
     model = get_model(conn, model_line, step)
     path = model.checkpoint_path
-    if isinstance(path, Remote):
+    if isinstance(path, RemoteCheckpoint):
         raise RlAssetsError(f"{path} is kept at W&B and needs no copy here")
     if not path.exists():
         place = f"{serverless.entity}/{serverless.project}" if serverless.entity else serverless.project

@@ -16,7 +16,7 @@ from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
 from rl_assets.errors import LedgerConflict
-from rl_assets.registry.checkpoints import Remote, located
+from rl_assets.registry.checkpoints import RemoteCheckpoint, located
 from rl_assets.registry.decisions import latest_evaluation
 from rl_assets.store.locks import LINES
 from rl_assets.store.record import naive
@@ -32,7 +32,7 @@ class Model:
     model_line: str
     step: int
     version: str
-    checkpoint_path: Path | Remote
+    checkpoint_path: Path | RemoteCheckpoint
     digest: str
     batch_id: str | None
     parent_step: int | None
@@ -76,7 +76,7 @@ def insert(
     conn: psycopg.Connection,
     line: str,
     step: int,
-    path: Path | Remote,
+    path: Path | RemoteCheckpoint,
     digest: str,
     batch_id: str | None,
     parent_step: int | None,
@@ -94,7 +94,7 @@ def insert(
     return model
 
 
-def move(conn: psycopg.Connection, model: Model, path: Path | Remote) -> Model:
+def move(conn: psycopg.Connection, model: Model, path: Path | RemoteCheckpoint) -> Model:
     """The same files elsewhere: the data directory has been moved."""
     conn.execute(
         "UPDATE rl_assets.models SET checkpoint_path = %s WHERE model_line = %s AND step = %s",

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rl_assets.errors import LedgerConflict, MalformedInput, MissingCheckpoint
-from rl_assets.registry.evidence import Verdict, look_at
-from rl_assets.registry.models import LiveModel, decided, get_model, playable, promote, rollback
+from rl_assets.registry.evidence import Conclusion, look_at
+from rl_assets.registry.models import PlayableModel, decided, get_model, playable, promote, rollback
 from rl_assets.registry.rollout import Rollout, change, close, insert, note_figures, open_rollout, staged_rollout
 from rl_assets.registry.rows import lock, lock_champion, set_state
 from rl_assets.registry.terms import Terms
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from rl_assets.registry.health import Health
 
-Probe = Callable[[LiveModel, int], "Health"]
+Probe = Callable[[PlayableModel, int], "Health"]
 """The health check: of a model, over so many market days."""
 
 
@@ -79,7 +79,7 @@ def begin(conn: psycopg.Connection, model_line: str, step: int, terms: Terms, pr
         return Begun(True, f"step {step} is with {first} % of the agents ({reason})")
 
 
-def look(conn: psycopg.Connection, model_line: str) -> Verdict | None:
+def look(conn: psycopg.Connection, model_line: str) -> Conclusion | None:
     """Take in what agents have played since, and take a candidate back that does harm, or end a watch; None where no
     candidate is on its way. `advance` of a staged one is left to `advance`, whose health check takes time.
 
@@ -90,13 +90,13 @@ def look(conn: psycopg.Connection, model_line: str) -> Verdict | None:
         rollout = open_rollout(conn, model_line)
         if rollout is None:
             return None
-        verdict = look_at(conn, rollout)
-        note_figures(conn, rollout.id, verdict.figures)
-        if verdict.decision == "rollback":
-            rollback(conn, model_line, f"by itself: {verdict.reason}")
-        elif verdict.decision == "advance" and rollout.state == "watched":
-            _move(conn, rollout, "ended", "ended", rollout.stage, verdict)
-        return verdict
+        conclusion = look_at(conn, rollout)
+        note_figures(conn, rollout.id, conclusion.figures)
+        if conclusion.decision == "rollback":
+            rollback(conn, model_line, f"by itself: {conclusion.reason}")
+        elif conclusion.decision == "advance" and rollout.state == "watched":
+            _move(conn, rollout, "ended", "ended", rollout.stage, conclusion)
+        return conclusion
 
 
 def advance(conn: psycopg.Connection, model_line: str, probe: Probe) -> str | None:
@@ -105,9 +105,9 @@ def advance(conn: psycopg.Connection, model_line: str, probe: Probe) -> str | No
     rollout = staged_rollout(conn, model_line)
     if rollout is None:
         return None
-    verdict = look(conn, model_line)
-    if verdict is None or verdict.decision != "advance":
-        return verdict and verdict.reason
+    conclusion = look(conn, model_line)
+    if conclusion is None or conclusion.decision != "advance":
+        return conclusion and conclusion.reason
     health, fault = _checked(conn, rollout, probe)
     with conn.transaction():
         lock(conn, model_line)
@@ -117,11 +117,11 @@ def advance(conn: psycopg.Connection, model_line: str, probe: Probe) -> str | No
         if fault:
             return rollback(conn, model_line, f"by itself: its health check failed, {fault}").reason
         stage = now.stage + 1
-        reason = f"{verdict.reason}; health: {health}"
+        reason = f"{conclusion.reason}; health: {health}"
         if now.terms.stages[stage] == 100:
-            _arrive(conn, now, reason, verdict.figures)
+            _arrive(conn, now, reason, conclusion.figures)
         else:
-            _move(conn, now, "advanced", "staged", stage, Verdict("advance", reason, verdict.figures))
+            _move(conn, now, "advanced", "staged", stage, Conclusion("advance", reason, conclusion.figures))
         return f"step {now.step} is with {now.terms.stages[stage]} % of the agents: {reason}"
 
 
@@ -171,7 +171,9 @@ def _arrive(conn: psycopg.Connection, rollout: Rollout, reason: str, figures: di
     )
 
 
-def _move(conn: psycopg.Connection, rollout: Rollout, decision: str, state: str, stage: int, verdict: Verdict) -> None:
+def _move(
+    conn: psycopg.Connection, rollout: Rollout, decision: str, state: str, stage: int, conclusion: Conclusion
+) -> None:
     change(
         conn,
         rollout.id,
@@ -179,6 +181,6 @@ def _move(conn: psycopg.Connection, rollout: Rollout, decision: str, state: str,
         state=state,
         stage=stage,
         percentage=rollout.terms.stages[stage],
-        reason=verdict.reason,
-        figures=verdict.figures,
+        reason=conclusion.reason,
+        figures=conclusion.figures,
     )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rl_assets.agents.benchmark import EPISODES, Entrant, Progress, play_missing
+from rl_assets.agents.comparison import EPISODES, Entrant, Progress, play_missing
 from rl_assets.agents.line_player import remote_of
 from rl_assets.agents.prompt import PROMPT_VERSION
 from rl_assets.agents.reference import REFERENCE_AGENTS
@@ -24,7 +24,7 @@ from rl_assets.places import Place
 from rl_assets.registry.evaluate import gate_worlds
 from rl_assets.registry.models import list_models, playable
 from rl_assets.registry.retention import pruned_steps
-from rl_assets.store.lake import GrowingFile, read_episodes_parquet
+from rl_assets.store.episode_files import GrowingFile, read_episodes_parquet
 
 if TYPE_CHECKING:
     import psycopg

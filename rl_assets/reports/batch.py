@@ -9,11 +9,11 @@ from rl_assets.episodes import Episode, Policy
 from rl_assets.errors import MalformedInput
 from rl_assets.places import Place
 from rl_assets.registry.archive import bring
-from rl_assets.registry.checkpoints import Remote
+from rl_assets.registry.checkpoints import RemoteCheckpoint
 from rl_assets.registry.gate import Decision
 from rl_assets.reports.page import Picture, number, render, write_page
 from rl_assets.reports.summary import by_policy, shown_intervals, summarise
-from rl_assets.store.lake import read_episodes_parquet
+from rl_assets.store.episode_files import read_episodes_parquet
 
 if TYPE_CHECKING:
     import psycopg
@@ -39,7 +39,7 @@ def write_batch_report(conn: psycopg.Connection, directory: Place, batch_id: str
     if found is None:
         raise MalformedInput(f"{batch_id} has not been evaluated; materialize benchmark_evaluations of it first")
     curve = (batch.result or {}).get("curve")
-    if not isinstance(model.checkpoint_path, Remote):
+    if not isinstance(model.checkpoint_path, RemoteCheckpoint):
         bring(model.checkpoint_path)
         curve = read_record(model.checkpoint_path).curve
     return render_batch_report(

@@ -19,7 +19,7 @@ from rl_assets.reports.summary import (
     shown_intervals,
     summarise,
 )
-from rl_assets.store.lake import write_episodes_parquet
+from rl_assets.store.episode_files import write_episodes_parquet
 
 MOST_STEPS = 50
 """Steps of an episode that are shown in full."""

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import psycopg
 
 from rl_assets.errors import DatabaseError
-from rl_assets.store.episodes import new_trajectory_ids
+from rl_assets.store.episodes import new_ids
 from rl_assets.store.record import naive
 
 PREFIX = "rl-harness-"
@@ -26,7 +26,7 @@ def provision_agents(conn: psycopg.Connection, names: Sequence[str]) -> dict[str
             """INSERT INTO "User" ("id", "username", "displayName", "isAgent", "isTest", "updatedAt")
                SELECT id, username, username, true, true, %s FROM unnest(%s::text[], %s::text[]) AS new (id, username)
                ON CONFLICT ("username") DO NOTHING""",
-            [naive(datetime.now(UTC)), new_trajectory_ids(len(users)), users],
+            [naive(datetime.now(UTC)), new_ids(len(users)), users],
         )
         rows = conn.execute(
             'SELECT "username", "id", "isAgent" FROM "User" WHERE "username" = ANY(%s)', [users]

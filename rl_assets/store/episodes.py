@@ -74,7 +74,7 @@ class WindowPart:
     versions: dict[str, str]
 
 
-def new_trajectory_ids(n: int) -> list[str]:
+def new_ids(n: int) -> list[str]:
     """n ids that no other process makes: decimal, in order of time like Babylon's, but with 48 random bits per call."""
     if n > 2**20:
         raise ValueError(f"{n} ids at once; ask for at most {2**20}")
@@ -93,11 +93,11 @@ def write_episodes(conn: psycopg.Connection, episodes: Sequence[Episode]) -> int
     try:
         with conn.transaction(), conn.cursor() as cursor:
             with cursor.copy(_copy("trajectories", TRAJECTORY_COLUMNS)) as copy:
-                for episode, row_id in zip(episodes, new_trajectory_ids(len(episodes)), strict=True):
+                for episode, row_id in zip(episodes, new_ids(len(episodes)), strict=True):
                     copy.write_row(trajectory_row(episode, row_id, now))
             with cursor.copy(_copy("llm_call_logs", CALL_COLUMNS)) as copy:
                 for episode in episodes:
-                    for row in call_rows(episode, new_trajectory_ids(len(episode.steps)), now):
+                    for row in call_rows(episode, new_ids(len(episode.steps)), now):
                         copy.write_row(row)
     except psycopg.DataError as error:
         raise MalformedInput(f"an episode does not fit Babylon's columns ({error}); correct what made it") from error

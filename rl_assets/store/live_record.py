@@ -20,7 +20,7 @@ from rl_assets.agents.prompt import PROMPT_VERSION
 from rl_assets.episodes import Episode, Policy, Sampling, Step
 from rl_assets.errors import MalformedInput
 from rl_assets.market.engine import money
-from rl_assets.store.episodes import new_trajectory_ids, read_episodes
+from rl_assets.store.episodes import new_ids, read_episodes
 from rl_assets.store.record import CALL_COLUMNS, TRAJECTORY_COLUMNS, call_rows, step_json, trajectory_row
 from rl_assets.turns import Decision
 
@@ -74,10 +74,10 @@ def record_step(
             "timestamp": int(now.timestamp() * 1000),
         }
         new["action"]["result"] = {**decision.result, **new["action"]["result"]}
-        row = dict(zip(TRAJECTORY_COLUMNS, trajectory_row(episode, new_trajectory_ids(1)[0], now), strict=True))
+        row = dict(zip(TRAJECTORY_COLUMNS, trajectory_row(episode, new_ids(1)[0], now), strict=True))
         row["stepsJson"] = json.dumps([*stored, new], separators=(",", ":"), allow_nan=False)
         conn.execute(_UPSERT, list(row.values()))
-        conn.execute(_INSERT_CALL, call_rows(episode, new_trajectory_ids(len(episode.steps)), now)[-1])
+        conn.execute(_INSERT_CALL, call_rows(episode, new_ids(len(episode.steps)), now)[-1])
         return episode.trajectory_id
     except (ValueError, psycopg.DataError) as error:
         raise MalformedInput(f"the step cannot be recorded ({error}); see what the market and the agent say") from error
@@ -86,7 +86,7 @@ def record_step(
 def _begun(decision: Decision, agent_id: str, scenario: str, window_id: str, began: datetime) -> Episode:
     drawn = decision.temperature is not None and decision.max_tokens is not None
     return Episode(
-        trajectory_id=new_trajectory_ids(1)[0],
+        trajectory_id=new_ids(1)[0],
         agent_id=agent_id,
         policy=Policy(decision.policy, decision.step),
         scenario_id=scenario,

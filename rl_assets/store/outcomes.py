@@ -16,7 +16,7 @@ from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
 from rl_assets.episodes import WINDOW_FORMAT
-from rl_assets.store.episodes import new_trajectory_ids
+from rl_assets.store.episodes import new_ids
 from rl_assets.store.locks import Lock, transaction_lock
 from rl_assets.store.record import naive
 from rl_assets.windows import LENGTH, start_of
@@ -135,7 +135,7 @@ class _Perpetual:
 
 
 def _write(conn: psycopg.Connection, window_id: str, outcomes: Sequence[Outcome]) -> None:
-    ids = new_trajectory_ids(len(outcomes))
+    ids = new_ids(len(outcomes))
     rows = Jsonb([{"id": one, **asdict(outcome)} for one, outcome in zip(ids, outcomes, strict=True)])
     conn.execute(_UPDATE, {"window": window_id, "rows": rows})
     conn.execute(_INSERT, {"window": window_id, "rows": rows})

@@ -22,8 +22,8 @@ from rl_assets.episodes import Episode, Policy
 from rl_assets.grouping import Alike, Group, Share
 from rl_assets.judging import JudgementSet
 from rl_assets.places import Place, local_file, whole_file
+from rl_assets.store.episode_files import EPISODES, ROWS_AT_ONCE, episodes_of, episodes_table, parquet_file, readable
 from rl_assets.store.episodes import WindowPart
-from rl_assets.store.lake import EPISODES, ROWS_AT_ONCE, episodes_of, episodes_table, parquet_file, readable
 
 TRAJECTORIES = EPISODES.append(pa.field("not_trainable", pa.string()))
 VERSIONS = pa.schema({"trajectory_id": pa.string(), "version": pa.string()})

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from rl_assets.episodes import digest
 from rl_assets.errors import LedgerConflict, RlAssetsError, ServiceError
-from rl_assets.registry.checkpoints import Remote
+from rl_assets.registry.checkpoints import RemoteCheckpoint
 from rl_assets.registry.models import list_models, register_candidate
 from rl_assets.settings import ServerlessSettings
 from rl_assets.store.ledger import Batch, advance_batch
 from rl_assets.store.submissions import update_submission
 from rl_assets.training.manifest import Manifest
 from rl_assets.training.result import TrainingResult
-from rl_assets.training.submission import Event, Submission, Verdict, judge, open_submission
+from rl_assets.training.submission import Event, Fate, Submission, fate_of, open_submission
 from rl_assets.training.wandb_api import ASKING_SECONDS, WandbApi
 
 if TYPE_CHECKING:
@@ -58,39 +58,39 @@ def settle(conn: psycopg.Connection, batch: Batch, step: int | None) -> str:
     if submission is None:
         raise LedgerConflict(f"{batch.id} was not submitted to W&B; settle it with --not-trained")
     if step is None:
-        return enter(conn, batch, submission, Evidence(Verdict("failed", reason)))
+        return enter(conn, batch, submission, Evidence(Fate("failed", reason)))
     with WandbApi(ServerlessSettings.from_env(), seconds=ASKING_SECONDS) as api:
         events = api.events(submission.job_id) if submission.job_id is not None else []
         new = {c.step: c for c in api.checkpoints(submission.model_id) if c.id not in submission.known}
     if step not in new:
         have = ", ".join(map(str, sorted(new))) or "none"
         raise LedgerConflict(f"step {step} did not come to {submission.model} since then; those that did: {have}")
-    verdict = Verdict("trained", f"a person says that step {step} of {submission.model} came of it", new[step])
-    return enter(conn, batch, submission, Evidence(verdict, curve_of(events)))
+    fate = Fate("trained", f"a person says that step {step} of {submission.model} came of it", new[step])
+    return enter(conn, batch, submission, Evidence(fate, curve_of(events)))
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """A verdict, and the curve and seconds of the training as far as they are known."""
+    """What became of it, and the curve and seconds of the training as far as they are known."""
 
-    verdict: Verdict
+    fate: Fate
     curve: list[dict[str, float]] = field(default_factory=list)
     seconds: float = 0.0
 
 
 def enter(conn: psycopg.Connection, batch: Batch, submission: Submission, evidence: Evidence) -> str:
     """Enter in ledger and registry what the evidence on a batch proves. Returns it in words."""
-    verdict = evidence.verdict
-    if verdict.state == "trained":
+    fate = evidence.fate
+    if fate.state == "trained":
         result = result_of(conn, batch, submission, evidence)
         model = register_candidate(conn, result)
         advance_batch(conn, batch.id, "trained", result={**(batch.result or {}), **result.summary()})
-        return f"{batch.id} is trained: {verdict.reason}; it is registered as step {model.step}"
-    if verdict.state == "failed":
-        void(conn, batch.id, submission, verdict.reason)
-        advance_batch(conn, batch.id, "failed", error=verdict.reason)
-        return f"{batch.id} is failed: {verdict.reason}"
-    return f"{batch.id} stays unknown: {verdict.reason}"
+        return f"{batch.id} is trained: {fate.reason}; it is registered as step {model.step}"
+    if fate.state == "failed":
+        void(conn, batch.id, submission, fate.reason)
+        advance_batch(conn, batch.id, "failed", error=fate.reason)
+        return f"{batch.id} is failed: {fate.reason}"
+    return f"{batch.id} stays unknown: {fate.reason}"
 
 
 def ask(api: WandbApi, submission: Submission) -> Evidence:
@@ -99,8 +99,8 @@ def ask(api: WandbApi, submission: Submission) -> Evidence:
         events = api.events(submission.job_id) if submission.job_id is not None else []
         checkpoints = api.checkpoints(submission.model_id)
     except ServiceError as error:
-        return Evidence(Verdict("unknown", str(error)))
-    return Evidence(judge(submission, checkpoints, events), curve_of(events))
+        return Evidence(Fate("unknown", str(error)))
+    return Evidence(fate_of(submission, checkpoints, events), curve_of(events))
 
 
 def curve_of(events: Sequence[Event]) -> list[dict[str, float]]:
@@ -129,9 +129,9 @@ def _is_number(value: Any) -> bool:
 
 
 def result_of(conn: psycopg.Connection, batch: Batch, submission: Submission, evidence: Evidence) -> TrainingResult:
-    checkpoint, manifest = evidence.verdict.checkpoint, Manifest.from_json(batch.manifest)
+    checkpoint, manifest = evidence.fate.checkpoint, Manifest.from_json(batch.manifest)
     assert checkpoint is not None
-    path = Remote(f"wandb-artifact:///{submission.model}:step{checkpoint.step}")
+    path = RemoteCheckpoint(f"wandb-artifact:///{submission.model}:step{checkpoint.step}")
     names = set.intersection(*(set(point) for point in evidence.curve)) - {"update"} if evidence.curve else set()
     return TrainingResult(
         batch_id=batch.id,
@@ -166,7 +166,7 @@ def recorded(batch: Batch) -> TrainingResult:
             model_line=batch.model_line,
             base_step=batch.base_step,
             step=kept["step"],
-            checkpoint_path=Remote(kept["checkpoint_path"]),
+            checkpoint_path=RemoteCheckpoint(kept["checkpoint_path"]),
             checkpoint_digest=kept["digest"],
             metrics=kept["metrics"],
             curve=kept["curve"],

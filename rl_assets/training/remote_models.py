@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from rl_assets.episodes import digest
 from rl_assets.errors import ConfigurationError, MissingCheckpoint
-from rl_assets.registry.checkpoints import Remote
+from rl_assets.registry.checkpoints import RemoteCheckpoint
 from rl_assets.settings import ServerlessSettings
 from rl_assets.training.submission import Checkpoint
 from rl_assets.training.wandb_api import ASKING_SECONDS, RemoteModel, WandbApi
@@ -17,7 +17,7 @@ from rl_assets.training.wandb_api import ASKING_SECONDS, RemoteModel, WandbApi
 class RemoteBase:
     """Step 0 of a line at W&B: the base model before any training."""
 
-    path: Remote
+    path: RemoteCheckpoint
     digest: str
     metrics: dict[str, float] = field(default_factory=dict)
     curve: list[dict[str, float]] = field(default_factory=list)
@@ -37,7 +37,7 @@ def ensure_remote_base(settings: ServerlessSettings, model_line: str) -> RemoteB
     return RemoteBase(path, identity(path, model, []))
 
 
-def remote_digest(path: Remote) -> str:
+def remote_digest(path: RemoteCheckpoint) -> str:
     """The digest of a checkpoint at W&B as it is now. Raises MissingCheckpoint where it is gone, and ServiceError."""
     settings = ServerlessSettings.from_env()
     entity, project, name, _ = path.parts
@@ -46,11 +46,11 @@ def remote_digest(path: Remote) -> str:
         return identity(path, model, api.checkpoints(model.id))
 
 
-def reference(model: RemoteModel, step: int) -> Remote:
-    return Remote(f"wandb-artifact:///{model.path}:step{step}")
+def reference(model: RemoteModel, step: int) -> RemoteCheckpoint:
+    return RemoteCheckpoint(f"wandb-artifact:///{model.path}:step{step}")
 
 
-def identity(path: Remote, model: RemoteModel, checkpoints: Sequence[Checkpoint]) -> str:
+def identity(path: RemoteCheckpoint, model: RemoteModel, checkpoints: Sequence[Checkpoint]) -> str:
     """What the registry knows a checkpoint at W&B by: its name, and the id that W&B gave it. Step 0 is the base model.
 
     Raises MissingCheckpoint where there is none of that step.

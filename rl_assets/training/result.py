@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rl_assets.registry.checkpoints import Remote
+from rl_assets.registry.checkpoints import RemoteCheckpoint
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class TrainingResult:
     model_line: str
     base_step: int
     step: int
-    checkpoint_path: Path | Remote
+    checkpoint_path: Path | RemoteCheckpoint
     checkpoint_digest: str
     metrics: dict[str, float]
     curve: list[dict[str, float]]
@@ -34,4 +34,4 @@ class TrainingResult:
             "seconds": self.seconds,
             "backend": self.backend,
         }
-        return {**summary, "curve": self.curve} if isinstance(self.checkpoint_path, Remote) else summary
+        return {**summary, "curve": self.curve} if isinstance(self.checkpoint_path, RemoteCheckpoint) else summary

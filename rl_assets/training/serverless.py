@@ -23,7 +23,7 @@ from rl_assets.errors import (
     ServiceError,
     UnknownOutcome,
 )
-from rl_assets.registry.checkpoints import Remote
+from rl_assets.registry.checkpoints import RemoteCheckpoint
 from rl_assets.registry.models import get_model, list_models, protected_steps
 from rl_assets.settings import ServerlessSettings
 from rl_assets.store.ledger import Batch, advance_batch, get_batch
@@ -90,7 +90,7 @@ class ServerlessTrainingService:
     ) -> tuple[Submission, Evidence]:
         """Hand a batch over, once, and wait for its end."""
         base = get_model(self._conn, self.model_line, manifest.base_step)
-        if not isinstance(base.checkpoint_path, Remote):
+        if not isinstance(base.checkpoint_path, RemoteCheckpoint):
             raise MalformedInput(
                 f"step {base.step} of {self.model_line} is in {base.checkpoint_path} and W&B cannot train it; set "
                 "TRAINING_BACKEND=cpu for this line, or name another with TRAINING_MODEL_LINE"
@@ -113,7 +113,7 @@ class ServerlessTrainingService:
             evidence = ask(api, submission)
         return submission, replace(evidence, seconds=time.perf_counter() - began)
 
-    def _rewound(self, api: WandbApi, model: RemoteModel, base: Remote, base_digest: str) -> list[Checkpoint]:
+    def _rewound(self, api: WandbApi, model: RemoteModel, base: RemoteCheckpoint, base_digest: str) -> list[Checkpoint]:
         """The checkpoints of a model once `base` is the newest: later ones that were turned down are deleted, since W&B
         trains from the newest."""
         known, step = api.checkpoints(model.id), base.parts[-1]

@@ -52,7 +52,7 @@ class Submission:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Fate:
     """What became of a submission, in words, and the checkpoint that it made if it is trained."""
 
     state: Literal["trained", "failed", "unknown"]
@@ -72,7 +72,7 @@ def open_submission(result: Mapping[str, Any] | None, attempt: int) -> Submissio
     return submission if submission.attempt == attempt and submission.void is None else None
 
 
-def judge(submission: Submission, checkpoints: Sequence[Checkpoint], events: Sequence[Event]) -> Verdict:
+def fate_of(submission: Submission, checkpoints: Sequence[Checkpoint], events: Sequence[Event]) -> Fate:
     """What the evidence proves. checkpoints: all that are there now. events: the job's, none if its id is not known."""
     new = sorted((c for c in checkpoints if c.id not in submission.known), key=lambda c: c.step)
     steps = " and ".join(str(c.step) for c in new)
@@ -81,28 +81,28 @@ def judge(submission: Submission, checkpoints: Sequence[Checkpoint], events: Seq
     if failure is not None:
         said = " ".join(str(failure.data.get("error_message") or "no reason given").split())[:300]
         if not new:
-            return Verdict("failed", f"W&B says that the training failed: {said}")
-        return Verdict(
+            return Fate("failed", f"W&B says that the training failed: {said}")
+        return Fate(
             "unknown",
             f"W&B says that the training failed ({said}), and step {steps} of {submission.model} came meanwhile: "
             "somebody else trains it too; end that, then settle the batch with `rl-assets batches settle`",
         )
     if len(new) > 1:
-        return Verdict(
+        return Fate(
             "unknown",
             f"steps {steps} of {submission.model} came since {submission.submitted_at}: somebody else trains it too; "
             "look at W&B which is of this batch, then settle it with `rl-assets batches settle`",
         )
     if submission.job_id is not None and not ended:
         done = sum(e.kind == "gradient_step" for e in events)
-        return Verdict("unknown", f"job {submission.job_id} has not ended, after {done} updates; W&B is asked again")
+        return Fate("unknown", f"job {submission.job_id} has not ended, after {done} updates; W&B is asked again")
     if new:
-        return Verdict("trained", f"step {new[0].step} of {submission.model} came of it", new[0])
+        return Fate("trained", f"step {new[0].step} of {submission.model} came of it", new[0])
     if ended:
-        return Verdict(
+        return Fate(
             "unknown", f"job {submission.job_id} has ended and its checkpoint is not listed yet; W&B is asked again"
         )
-    return Verdict(
+    return Fate(
         "unknown",
         f"no answer came to the submission of {submission.submitted_at}, and {submission.model} is at step "
         f"{submission.base_step} as before; W&B is asked again. If no job runs there, settle the batch with "

@@ -164,7 +164,7 @@ def data(conn: psycopg.Connection, settings: Settings) -> Iterator[Finding]:
 
 def registry(conn: psycopg.Connection, settings: Settings) -> Iterator[Finding]:
     """The champion, the checkpoints that must be kept, and the batches in flight."""
-    from rl_assets.registry.checkpoints import Remote, checkpoint_digest
+    from rl_assets.registry.checkpoints import RemoteCheckpoint, checkpoint_digest
     from rl_assets.registry.models import champion_step, get_latest_rl_model, list_models
     from rl_assets.registry.retention import needed_steps, pruned_steps
     from rl_assets.registry.rollout import open_rollout
@@ -177,7 +177,7 @@ def registry(conn: psycopg.Connection, settings: Settings) -> Iterator[Finding]:
     else:
         live = get_latest_rl_model(conn, line)
         yield Finding(area, "champion", "pass", f"{live.model_line} step {live.step}: its checkpoint is whole")
-        if settings.database_url is not None and step > 0 and not isinstance(live.checkpoint_path, Remote):
+        if settings.database_url is not None and step > 0 and not isinstance(live.checkpoint_path, RemoteCheckpoint):
             yield Finding(
                 area,
                 "the game's app",
@@ -198,7 +198,7 @@ def registry(conn: psycopg.Connection, settings: Settings) -> Iterator[Finding]:
         if model.step in pruned:
             continue
         # Steps that were turned down are deleted at W&B before the next training.
-        unneeded = isinstance(model.checkpoint_path, Remote) or model.step not in needed
+        unneeded = isinstance(model.checkpoint_path, RemoteCheckpoint) or model.step not in needed
         if model.step == step or (model.state == "rejected" and unneeded):
             continue
         try:

@@ -14,7 +14,7 @@ import pytest
 from rl_assets.a2a.card import agent_card
 from rl_assets.a2a.client import RemoteError
 from rl_assets.a2a.respondent import A2AAgent
-from rl_assets.agents.benchmark import Entrant, Results, play_missing
+from rl_assets.agents.comparison import Entrant, Results, play_missing
 from rl_assets.agents.replay import replay
 from rl_assets.errors import ConfigurationError
 from rl_assets_tests.a2a.sdk import Servers

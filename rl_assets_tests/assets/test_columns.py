@@ -15,7 +15,7 @@ from rl_assets.assets import columns
 from rl_assets.definitions import ASSETS
 from rl_assets.market.generate import generate
 from rl_assets.market.snapshot import save_snapshot
-from rl_assets.store.lake import EPISODES
+from rl_assets.store.episode_files import EPISODES
 from rl_assets.store.window_files import GROUPS, RANKINGS, TRAJECTORIES
 from rl_assets_tests.assets.test_pipeline import WINDOW_ASSETS, materialized, played_hour
 

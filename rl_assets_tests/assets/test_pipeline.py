@@ -25,7 +25,7 @@ from rl_assets.market.snapshot import save_snapshot
 from rl_assets.resources import Database, Judge, Lake, Trainer
 from rl_assets.settings import Settings
 from rl_assets.store.agents import provision_agents
-from rl_assets.store.episodes import new_trajectory_ids, write_episodes
+from rl_assets.store.episodes import new_ids, write_episodes
 from rl_assets.store.snapshots import list_snapshots, register_snapshots
 from rl_assets.windows import start_of
 
@@ -135,7 +135,7 @@ def played_hour(conn: psycopg.Connection, data: Path, settings: Settings | None 
     """Record what random agents did on two snapshots; the window that it falls into."""
     worlds = provide(conn, settings or Settings(data), "train", range(2))
     agent = provision_agents(conn, ["random"])["random"]
-    episodes = play([Assignment(ReferenceAgent("random"), agent, 8)], worlds, seed=1, new_ids=new_trajectory_ids)
+    episodes = play([Assignment(ReferenceAgent("random"), agent, 8)], worlds, seed=1, new_ids=new_ids)
     write_episodes(conn, episodes)
     return str(episodes[0].window_id)
 

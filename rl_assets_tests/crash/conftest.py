@@ -28,7 +28,7 @@ from rl_assets.settings import REPOSITORY, Settings
 from rl_assets.store.agents import provision_agents
 from rl_assets.store.database import connect
 from rl_assets.store.embedded import EmbeddedPostgres
-from rl_assets.store.episodes import new_trajectory_ids, write_episodes
+from rl_assets.store.episodes import new_ids, write_episodes
 from rl_assets.store.ledger import readiness, record_judgements
 from rl_assets.training.base import WarmStart, ensure_base_policy
 from rl_assets_tests.crash.worker import LINE, MINIMUM, NO_LOGS, Order
@@ -104,7 +104,7 @@ def waiting(postgres_server: EmbeddedPostgres, tmp_path_factory: pytest.TempPath
         harness.provide(conn, Settings(world.data), "gate", SPLITS["gate"][:8:4])
         model = NeuralAgent(base.path, Policy(LINE, 0))
         agent_id = provision_agents(conn, ["model"])["model"]
-        write_judged(conn, play([Assignment(model, agent_id, SIBLINGS)], snapshots, seed=5, new_ids=new_trajectory_ids))
+        write_judged(conn, play([Assignment(model, agent_id, SIBLINGS)], snapshots, seed=5, new_ids=new_ids))
         assert MINIMUM <= readiness(conn, LINE, 0).fresh < 2 * MINIMUM
     (world.root / "dagster").mkdir()
     with dg.DagsterInstance.local_temp(str(world.root / "dagster"), NO_LOGS) as instance:

@@ -13,8 +13,8 @@ from rl_assets.errors import ConfigurationError
 from rl_assets.judging.parts import Chosen, Judging, Part
 from rl_assets.resources import Database, Judge, Lake
 from rl_assets.store.database import connect
+from rl_assets.store.episode_files import write_episodes_parquet
 from rl_assets.store.judge_calls import spent
-from rl_assets.store.lake import write_episodes_parquet
 from rl_assets.store.window_files import write_groups
 from rl_assets_tests.judging import judge_server as modes
 from rl_assets_tests.judging.judge_server import LoopbackJudge

@@ -19,7 +19,7 @@ from rl_assets.judging.ruler_endpoint import estimated_tokens
 from rl_assets.judging.ruler_prompt import RUBRIC, Question, question_seed, questions
 from rl_assets.judging.ruler_view import view
 from rl_assets.market.generate import generate
-from rl_assets.store.episodes import new_trajectory_ids
+from rl_assets.store.episodes import new_ids
 from rl_assets.store.judge_calls import spent
 from rl_assets_tests.judging import judge_server as modes
 from rl_assets_tests.judging.judge_server import Asked, LoopbackJudge, Reply
@@ -312,7 +312,7 @@ def test_what_is_reserved_for_a_prompt_of_this_market_is_not_too_little():
     import litellm
 
     worlds = [generate("train", 5)]
-    members = play([Assignment(ReferenceAgent("random"), "agent", 8)], worlds, seed=1, new_ids=new_trajectory_ids)
+    members = play([Assignment(ReferenceAgent("random"), "agent", 8)], worlds, seed=1, new_ids=new_ids)
     seen = view(members, room=10**6)
     assert seen is not None
     names = [member.trajectory_id for member in members]

@@ -12,7 +12,7 @@ import psycopg
 
 from rl_assets.episodes import Policy, window_of
 from rl_assets.registry.health import Health
-from rl_assets.registry.models import LiveModel
+from rl_assets.registry.models import PlayableModel
 from rl_assets.registry.rollout import Rollout, open_rollout
 from rl_assets.registry.stages import begin
 from rl_assets.registry.terms import Terms
@@ -25,11 +25,11 @@ _days = itertools.count()
 TERMS = Terms(stages=(10, 50, 100), least_pairs=20)
 
 
-def well(model: LiveModel, days: int) -> Health:
+def well(model: PlayableModel, days: int) -> Health:
     return Health(days, 1.0, None)
 
 
-def ill(model: LiveModel, days: int) -> Health:
+def ill(model: PlayableModel, days: int) -> Health:
     return Health(days, 1.0, "a logprob of its answers is not a finite number of at most 0")
 
 

@@ -16,7 +16,7 @@ from rl_assets.registry.decisions import latest_evaluation
 from rl_assets.registry.models import champion_step, list_models, rollback
 from rl_assets.resources import Database, Lake
 from rl_assets.settings import Settings
-from rl_assets.store.lake import read_episodes_parquet
+from rl_assets.store.episode_files import read_episodes_parquet
 from rl_assets.store.ledger import Batch, get_batch
 from rl_assets_tests.registry.made import GATE, LINE, evaluated
 from rl_assets_tests.reports.pages import Page

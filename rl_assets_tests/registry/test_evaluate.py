@@ -17,7 +17,7 @@ from rl_assets.market.snapshot import save_snapshot
 from rl_assets.registry.checkpoints import base_path, checkpoint_digest
 from rl_assets.registry.decisions import Evaluation, latest_evaluation, look_number
 from rl_assets.registry.evaluate import REFERENCES, evaluate, play_of
-from rl_assets.store.lake import read_episodes_parquet
+from rl_assets.store.episode_files import read_episodes_parquet
 from rl_assets.store.ledger import Batch
 from rl_assets.store.snapshots import register_snapshots
 from rl_assets_tests.registry.made import GATE, LINE

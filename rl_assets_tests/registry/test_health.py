@@ -10,7 +10,7 @@ from rl_assets.agents.runner import ReferenceAgent
 from rl_assets.episodes import Episode
 from rl_assets.market.metrics import market_day
 from rl_assets.registry.health import examine, probe
-from rl_assets.registry.models import LiveModel
+from rl_assets.registry.models import PlayableModel
 from rl_assets_tests.store.made import SAMPLE
 
 
@@ -25,5 +25,5 @@ def test_as_many_market_days_are_played_as_are_asked_for(monkeypatch: pytest.Mon
     played: list[Episode] = []
     monkeypatch.setattr("rl_assets.agents.line_player.agent_of", lambda *_: ReferenceAgent("hold"))
     monkeypatch.setattr("rl_assets.registry.health.examine", played.extend)
-    probe(LiveModel("line", 1, "v1", Path("1"), "digest"), 3)
+    probe(PlayableModel("line", 1, "v1", Path("1"), "digest"), 3)
     assert len({market_day(episode) for episode in played}) == 3

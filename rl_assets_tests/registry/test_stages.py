@@ -8,7 +8,7 @@ import psycopg
 import pytest
 
 from rl_assets.errors import LedgerConflict
-from rl_assets.registry.evidence import judge
+from rl_assets.registry.evidence import conclude
 from rl_assets.registry.models import (
     champion_step,
     get_latest_rl_model,
@@ -285,7 +285,9 @@ def test_equal_policies_are_hardly_ever_taken_back_and_a_harmful_one_always(conn
         failed = rng.binomial(12, 0.02, (2, 600)) / 12
         pnl, errors = earned[0] - earned[1], failed[0] - failed[1]
         stages = np.zeros(600, np.int64)
-        return any(judge(rollout, stages[:n], pnl[:n], errors[:n]).decision == "rollback" for n in range(100, 601, 100))
+        return any(
+            conclude(rollout, stages[:n], pnl[:n], errors[:n]).decision == "rollback" for n in range(100, 601, 100)
+        )
 
     assert sum(taken_back(0.0) for _ in range(100)) <= 20
     assert sum(taken_back(60.0) for _ in range(25)) == 25

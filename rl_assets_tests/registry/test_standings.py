@@ -21,7 +21,7 @@ from rl_assets.registry.models import register_base
 from rl_assets.registry.standings import Standings, play_line
 from rl_assets.resources import Database, Lake
 from rl_assets.settings import ServerlessSettings, Settings
-from rl_assets.store.lake import read_episodes_parquet
+from rl_assets.store.episode_files import read_episodes_parquet
 from rl_assets.store.ledger import Batch
 from rl_assets.training.remote_models import ensure_remote_base
 from rl_assets_tests.registry.made import GATE, LINE, a_candidate

@@ -23,7 +23,7 @@ from rl_assets.registry.models import Model
 from rl_assets.reports.batch import render_batch_report, write_batch_report
 from rl_assets.reports.page import number
 from rl_assets.reports.summary import by_policy, summarise
-from rl_assets.store.lake import write_episodes_parquet
+from rl_assets.store.episode_files import write_episodes_parquet
 from rl_assets.training.manifest import Manifest, ManifestGroup
 from rl_assets_tests.reports.pages import HOSTILE, Page, played, worlds
 

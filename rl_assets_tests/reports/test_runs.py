@@ -24,7 +24,7 @@ from rl_assets.reports.behaviour import (
 )
 from rl_assets.reports.runs import write_comparison_report, write_run_report
 from rl_assets.reports.summary import by_policy, paired_difference, summarise
-from rl_assets.store.lake import read_episodes_parquet
+from rl_assets.store.episode_files import read_episodes_parquet
 from rl_assets_tests.reports.pages import HOSTILE, Page, played, worlds
 from rl_assets_tests.reports.test_plots import opened
 

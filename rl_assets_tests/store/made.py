@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from psycopg.sql import SQL, Identifier
 
 from rl_assets.episodes import Episode, Policy, Sampling, Step
-from rl_assets.store.episodes import new_trajectory_ids
+from rl_assets.store.episodes import new_ids
 
 WINDOW = "2026-11-23T08:00"
 STARTED = datetime(2026, 11, 23, 8, 30, tzinfo=UTC)
@@ -44,7 +44,7 @@ SAMPLE = Episode(
 
 def an_episode(base: Episode = SAMPLE, **changes: Any) -> Episode:
     """An episode like `base`, with an id of its own unless it has one."""
-    changes.setdefault("trajectory_id", base.trajectory_id or new_trajectory_ids(1)[0])
+    changes.setdefault("trajectory_id", base.trajectory_id or new_ids(1)[0])
     return replace(base, **changes)
 
 
@@ -91,7 +91,7 @@ def steps(draw: st.DrawFn, tick: int) -> Step:
 def episodes(draw: st.DrawFn) -> Episode:
     started = draw(moments)
     return Episode(
-        trajectory_id=new_trajectory_ids(1)[0],
+        trajectory_id=new_ids(1)[0],
         agent_id="agent",
         policy=Policy(draw(texts), draw(st.none() | st.integers(0, 1000))),
         scenario_id=draw(st.none() | st.text("abc-0123", min_size=1)),

@@ -20,7 +20,7 @@ from rl_assets.store.episodes import (
     LIMIT_BYTES,
     WindowPart,
     changed_windows,
-    new_trajectory_ids,
+    new_ids,
     read_episodes,
     write_episodes,
 )
@@ -227,7 +227,7 @@ def test_a_missing_episode_is_named(conn: psycopg.Connection):
 
 
 def test_ids_are_unique_and_in_order():
-    ids = new_trajectory_ids(1000) + new_trajectory_ids(1000)
+    ids = new_ids(1000) + new_ids(1000)
     assert len(set(ids)) == 2000
     assert ids[:1000] == sorted(ids[:1000])
     assert all(one.isdigit() for one in ids)

@@ -16,8 +16,8 @@ from rl_assets.errors import MalformedInput
 from rl_assets.grouping import build_groups, deal
 from rl_assets.judging import JudgementSet, OutcomeJudge, unjudged
 from rl_assets.store import window_files
+from rl_assets.store.episode_files import read_episodes_parquet, write_episodes_parquet
 from rl_assets.store.episodes import Reject, WindowPart
-from rl_assets.store.lake import read_episodes_parquet, write_episodes_parquet
 from rl_assets.store.window_files import (
     read_alike,
     read_expected_pnl,

@@ -13,7 +13,7 @@ from rl_assets.grouping import build_groups
 from rl_assets.judging import JudgementSet, OutcomeJudge
 from rl_assets.registry.models import register_base
 from rl_assets.store.agents import provision_agents
-from rl_assets.store.episodes import changed_windows, new_trajectory_ids, write_episodes
+from rl_assets.store.episodes import changed_windows, new_ids, write_episodes
 from rl_assets.store.ledger import Batch, advance_batch, record_judgements
 from rl_assets.training.manifest import Manifest
 from rl_assets.windows import WindowState
@@ -67,7 +67,7 @@ def recorded(
             expected_pnl=10.0 * (number % siblings),
             breaches=0,
         )
-        for number, identity in enumerate(new_trajectory_ids(count))
+        for number, identity in enumerate(new_ids(count))
     ]
     write_episodes(conn, episodes)
     return episodes

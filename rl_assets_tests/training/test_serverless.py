@@ -17,7 +17,7 @@ from rl_assets.errors import (
     ServiceError,
     UnknownOutcome,
 )
-from rl_assets.registry.checkpoints import Remote, checkpoint_digest
+from rl_assets.registry.checkpoints import RemoteCheckpoint, checkpoint_digest
 from rl_assets.registry.models import (
     get_latest_rl_model,
     get_model,
@@ -96,7 +96,7 @@ def test_a_batch_is_trained_at_wandb_and_registered_as_its_endpoint_names_it(
     conn: psycopg.Connection, wandb: LoopbackWandb, batch: Batch
 ):
     result = run(conn, batch)
-    assert (result.step, result.checkpoint_path) == (1, Remote(f"{HERE}:step1"))
+    assert (result.step, result.checkpoint_path) == (1, RemoteCheckpoint(f"{HERE}:step1"))
     assert [point["loss/train"] for point in result.curve] == [0.5, 0.4]
     assert result.metrics["loss/entropy"] == pytest.approx(0.8)
     assert trained_once(wandb, batch)
@@ -354,7 +354,7 @@ def test_a_candidate_that_was_turned_down_is_not_trained_upon(
     assert "[1] of market-agents/rl-assets" in caplog.text
     # W&B counts on from what is left, so that its step 1 is made twice; the registry's steps are never used again.
     assert [c["step"] for c in remote(wandb).checkpoints] == [1]
-    assert (result.step, result.checkpoint_path) == (2, Remote(f"{HERE}:step1"))
+    assert (result.step, result.checkpoint_path) == (2, RemoteCheckpoint(f"{HERE}:step1"))
     assert [(m.step, m.parent_step) for m in list_models(conn, LINE)] == [(2, 0), (1, 0), (0, None)]
     old = get_model(conn, LINE, 1)
     assert checkpoint_digest(old.checkpoint_path) != old.digest

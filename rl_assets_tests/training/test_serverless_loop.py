@@ -21,12 +21,12 @@ from rl_assets.episodes import Policy
 from rl_assets.errors import ConfigurationError
 from rl_assets.market.config import WorldConfig
 from rl_assets.market.generate import generate
-from rl_assets.registry.checkpoints import Remote
+from rl_assets.registry.checkpoints import RemoteCheckpoint
 from rl_assets.registry.models import list_models
 from rl_assets.resources import Database, Lake
 from rl_assets.settings import Settings
+from rl_assets.store.episode_files import read_episodes_parquet
 from rl_assets.store.episodes import read_episodes
-from rl_assets.store.lake import read_episodes_parquet
 from rl_assets.store.ledger import get_batch, record_judgements
 from rl_assets.training.manifest import Manifest
 from rl_assets.training.trigger import claim
@@ -37,7 +37,7 @@ from rl_assets_tests.training.wandb_server import LoopbackWandb
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
-STEP_0 = Remote("wandb-artifact:///market-agents/rl-assets/line:step0")
+STEP_0 = RemoteCheckpoint("wandb-artifact:///market-agents/rl-assets/line:step0")
 
 
 def sometimes_buys(body: dict[str, Any]) -> str:
@@ -65,7 +65,9 @@ def test_with_a_key_everything_is_played_and_trained_at_wandb(
         return result
 
     model = harness.live_model(conn, settings, lambda *_: None)
-    assert model.checkpoint_path == Remote(f"wandb-artifact:///market-agents/rl-assets/{settings.model_line}:step0")
+    assert model.checkpoint_path == RemoteCheckpoint(
+        f"wandb-artifact:///market-agents/rl-assets/{settings.model_line}:step0"
+    )
     plan = harness.Plan(snapshots=2, siblings=2, seed=1, agents=(harness.MODEL,), gate_snapshots=0)
     played = harness.run(conn, settings, plan, model, lambda *_: None)
     assert len(played.trainable_ids) == 4

@@ -21,7 +21,7 @@ from rl_assets.market.engine import Do, Engine, Orders
 from rl_assets.market.snapshot import Snapshot
 
 
-class LiveEngine(Engine):
+class BabylonEngine(Engine):
     """Plays imported snapshots. Raises ValueError for others, or where their sizes differ."""
 
     def __init__(self, snapshots: list[Snapshot]) -> None:

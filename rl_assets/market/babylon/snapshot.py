@@ -43,7 +43,7 @@ _SENTIMENT = re.compile(r"^Market sentiment seems (bullish|bearish) on (.*)$", r
 
 
 @dataclass(frozen=True)
-class LiveConfig(WorldConfig):
+class BabylonConfig(WorldConfig):
     """The size of an imported world and the fees of the live game. What the generator alone reads has no meaning here.
 
     fee, taker_fee: see `arithmetic`; the liquidation rule there takes the place of maintenance.
@@ -122,7 +122,7 @@ def snapshot_from(record: dict[str, Any]) -> BabylonSnapshot:
     """A snapshot from its public record."""
     rows, seconds = len(record["events"]) + 1, record["tickInterval"]
     columns = {name: unfolded(values, rows) for name, values in record["columns"].items()}
-    config = LiveConfig(
+    config = BabylonConfig(
         ticks=rows - 1, tick_seconds=seconds, markets=len(record["markets"]), perps=len(record["perps"])
     )
     yes, no = columns["yesShares"], columns["noShares"]

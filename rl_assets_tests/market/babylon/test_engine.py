@@ -19,7 +19,7 @@ from rl_assets.agents.skill import reference_pnl
 from rl_assets.assets.trajectories import replay_sample
 from rl_assets.episodes import Episode
 from rl_assets.market.babylon import arithmetic
-from rl_assets.market.babylon.engine import LiveEngine
+from rl_assets.market.babylon.engine import BabylonEngine
 from rl_assets.market.babylon.importer import import_babylon
 from rl_assets.market.babylon.snapshot import LEVERAGE, BabylonSnapshot, BabylonTruth
 from rl_assets.market.engine import Do, Engine
@@ -27,7 +27,7 @@ from rl_assets.market.exchange import engine_for
 from rl_assets.market.generate import generate
 from rl_assets.market.snapshot import save_snapshot
 from rl_assets.store.agents import provision_agents
-from rl_assets.store.episodes import new_trajectory_ids, read_episodes, write_episodes
+from rl_assets.store.episodes import new_ids, read_episodes, write_episodes
 from rl_assets_tests.market.babylon.made import generated, with_prices, with_shares, written
 from rl_assets_tests.market.wild import SIZES, one, side_by_side
 
@@ -43,9 +43,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return import_babylon(written(tmp_path_factory.mktemp("world"), generated()))
 
 
-def imported(directory: Path, file: dict) -> LiveEngine:
+def imported(directory: Path, file: dict) -> BabylonEngine:
     engine = engine_for([import_babylon(written(directory, file))[0]])
-    assert isinstance(engine, LiveEngine)
+    assert isinstance(engine, BabylonEngine)
     return engine
 
 
@@ -54,7 +54,7 @@ def names(n: int) -> list[str]:
 
 
 def test_a_market_opens_at_the_price_that_the_file_states(world: World):
-    engine = LiveEngine([world[0]])
+    engine = BabylonEngine([world[0]])
     stated = world[0].column("yesShares")[0] / (world[0].column("yesShares")[0] + world[0].column("noShares")[0])
     np.testing.assert_allclose(engine.prices[0], stated, rtol=1e-14)
     np.testing.assert_array_equal(engine.perp_prices[0], world[0].column("price")[0])
@@ -62,7 +62,7 @@ def test_a_market_opens_at_the_price_that_the_file_states(world: World):
 
 @pytest.mark.parametrize(("do", "on_yes"), [(Do.BUY_YES, True), (Do.BUY_NO, False)])
 def test_a_bet_is_filled_by_the_live_games_arithmetic(world: World, do: Do, on_yes: bool):
-    engine = LiveEngine([world[0]])
+    engine = BabylonEngine([world[0]])
     pool = world[0].column("noShares")[0, 1], world[0].column("yesShares")[0, 1]
     bought = arithmetic.buy(*pool, 100.0, on_yes, arithmetic.FEE)
     fills = engine.step(one((do, 1, 100.0)))
@@ -81,7 +81,7 @@ def test_a_bet_is_filled_by_the_live_games_arithmetic(world: World, do: Do, on_y
 def test_a_winning_share_pays_one_dollar_and_a_losing_one_nothing(world: World):
     snapshot, truth = world
     for market, outcome in enumerate(truth.outcomes):
-        engine = LiveEngine([snapshot])
+        engine = BabylonEngine([snapshot])
         engine.step(one((Do.BUY_YES, market, 100.0)))
         while not engine.done:
             engine.step(one(HOLD))
@@ -142,7 +142,7 @@ def test_funding_falls_due_every_eight_hours_and_goes_from_one_side_to_the_other
     file = with_prices(generated(interval=4 * 3600), "BTC", FLAT)
     engine = imported(tmp_path, file)
     rate = file["initialState"]["perpetualMarkets"][0]["fundingRate"]
-    engine = LiveEngine([engine.unique[0]] * 2)
+    engine = BabylonEngine([engine.unique[0]] * 2)
     engine.step(side_by_side([(Do.LONG, P, 100.0), (Do.SHORT, P, 100.0)]))
     margins = [engine.margin[:, 0].copy()]
     while not engine.done:
@@ -199,8 +199,8 @@ def test_where_the_file_moves_a_market_the_pool_goes_along(tmp_path: Path):
 @settings(max_examples=30, deadline=None)
 def test_whatever_is_ordered_accounts_stay_whole_and_rows_apart(world: World, rows):
     snapshot, truth = world
-    together = LiveEngine([snapshot] * len(rows))
-    alone = [LiveEngine([snapshot]) for _ in rows]
+    together = BabylonEngine([snapshot] * len(rows))
+    alone = [BabylonEngine([snapshot]) for _ in rows]
     for tick in range(6):
         fills = together.step(side_by_side([row[tick] for row in rows]))
         for place, engine in enumerate(alone):
@@ -246,7 +246,7 @@ def test_an_episode_on_an_imported_snapshot_is_recorded_read_and_found_true(
 ):
     save_snapshot(tmp_path, *world)
     agent = Assignment(ReferenceAgent("random"), provision_agents(conn, ["random"])["random"], 3)
-    episodes = play([agent], [world], seed=0, new_ids=new_trajectory_ids)
+    episodes = play([agent], [world], seed=0, new_ids=new_ids)
     write_episodes(conn, episodes)
     read = list(read_episodes(conn, [episode.trajectory_id for episode in episodes]).values())
     assert {episode.snapshot_id for episode in read} == {world[0].id}
@@ -280,8 +280,8 @@ def test_agents_read_posts_but_no_text_of_the_file(tmp_path: Path):
 def test_an_engine_plays_snapshots_of_one_kind(world: World):
     own = generate("train", 0)[0]
     assert type(engine_for([own])) is Engine
-    assert type(engine_for([world[0]])) is LiveEngine
+    assert type(engine_for([world[0]])) is BabylonEngine
     with pytest.raises(ValueError, match="share a WorldConfig"):
         engine_for([own, world[0]])
     with pytest.raises(ValueError, match="imported snapshots alone"):
-        LiveEngine([own])
+        BabylonEngine([own])

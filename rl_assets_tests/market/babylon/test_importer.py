@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 from rl_assets.agents.runner import Assignment, ReferenceAgent, play
 from rl_assets.errors import MalformedInput
+from rl_assets.market.babylon.audit import audit_imported
 from rl_assets.market.babylon.importer import import_babylon
 from rl_assets.market.babylon.parse import parse_babylon
-from rl_assets.market.babylon.snapshot import BabylonSnapshot, BabylonTruth, LiveConfig, snapshot_from
-from rl_assets.market.babylon.verdict import judge
+from rl_assets.market.babylon.snapshot import BabylonConfig, BabylonSnapshot, BabylonTruth, snapshot_from
 from rl_assets.market.snapshot import load_snapshot, load_truth, save_snapshot
 from rl_assets_tests.market.babylon.made import CREATED, generated, written
 
@@ -466,7 +466,7 @@ def test_a_file_that_was_tampered_with_is_refused_or_means_what_it_says(file: di
     except MalformedInput:
         return
     assert_says_the_same(file, snapshot, truth)
-    assert all(check.detail for check in judge(snapshot, truth))
+    assert all(check.detail for check in audit_imported(snapshot, truth))
     assert snapshot_from(json.loads(json.dumps(snapshot.to_json()))).id == snapshot.id
 
 
@@ -495,7 +495,7 @@ def test_every_file_that_the_game_can_write_is_imported_and_played(seed, ticks, 
 
 
 def test_instruments_beyond_the_alphabet_have_names_of_their_own():
-    names = LiveConfig(markets=26, perps=9).instruments
+    names = BabylonConfig(markets=26, perps=9).instruments
     assert names[11:14] == ("L", "A2", "B2")
     assert names[25:28] == ("B3", "P", "Q")
     assert names[-1] == "P2"

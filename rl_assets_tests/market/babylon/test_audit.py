@@ -11,8 +11,8 @@ import pytest
 
 from rl_assets.errors import MalformedInput
 from rl_assets.market.audit import Check, audit_snapshot
+from rl_assets.market.babylon.audit import audit_any, audit_imported, foretell, summary
 from rl_assets.market.babylon.importer import import_babylon
-from rl_assets.market.babylon.verdict import audit_any, foretell, judge, summary
 from rl_assets.market.generate import generate
 from rl_assets.market.snapshot import SPLITS, parse_id, parse_snapshot, save_snapshot
 from rl_assets.store.snapshots import list_snapshots, register_snapshots
@@ -20,7 +20,7 @@ from rl_assets_tests.market.babylon.made import CREATED, generated, with_prices,
 
 
 def verdict(directory: Path, file: dict[str, Any]) -> dict[str, Check]:
-    checks = judge(*import_babylon(written(directory, file)))
+    checks = audit_imported(*import_babylon(written(directory, file)))
     assert len({check.name for check in checks}) == len(checks)
     return {check.name: check for check in checks}
 
@@ -61,7 +61,7 @@ def test_the_games_own_files_are_told_for_what_they_are(babylon_data: Path, name
     assert found is not None
     assert found.outcomes == (snapshot.config.markets,) * 2
     assert found.prices == (snapshot.n_ticks * snapshot.config.perps,) * 2
-    checks = judge(snapshot, truth)
+    checks = audit_imported(snapshot, truth)
     assert [check.name for check in checks if check.passed] == ([] if repeats else ["instruments_are_distinct"])
     assert "not to measure skill" in summary(checks)
 
@@ -122,7 +122,7 @@ def test_the_live_pool_pays_a_won_bet_less_than_its_stake_where_the_price_is_hig
 def test_the_audit_knows_both_kinds_of_snapshot(tmp_path: Path):
     own, imported = generate("train", 0), import_babylon(written(tmp_path, generated()))
     assert audit_any(*own) == audit_snapshot(*own)
-    assert audit_any(*imported) == judge(*imported)
+    assert audit_any(*imported) == audit_imported(*imported)
 
 
 def test_the_gate_never_holds_an_imported_snapshot(conn: psycopg.Connection, tmp_path: Path):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from rl_assets.episodes import Episode
 from rl_assets.errors import MalformedInput, RlAssetsError
-from rl_assets.store.lake import read_episodes_parquet, write_episodes_parquet, write_json
+from rl_assets.store.episode_files import read_episodes_parquet, write_episodes_parquet, write_json
 from rl_assets_tests.store.made import an_episode, episodes
 
 

@@ -47,7 +47,7 @@ class Foretold:
         )
 
 
-def judge(snapshot: BabylonSnapshot, truth: BabylonTruth) -> list[Check]:
+def audit_imported(snapshot: BabylonSnapshot, truth: BabylonTruth) -> list[Check]:
     """Everything that a score on this snapshot would rest on, one check each."""
     told = foretell(snapshot, truth)
     known = told is not None and told.gives_away
@@ -71,12 +71,12 @@ def judge(snapshot: BabylonSnapshot, truth: BabylonTruth) -> list[Check]:
 def audit_any(snapshot: Snapshot, truth: Truth) -> list[Check]:
     """The audit of a snapshot: of an imported one what it can measure, of one of ours all that must hold."""
     if isinstance(snapshot, BabylonSnapshot) and isinstance(truth, BabylonTruth):
-        return judge(snapshot, truth)
+        return audit_imported(snapshot, truth)
     return audit_snapshot(snapshot, truth)
 
 
 def summary(checks: Sequence[Check]) -> str:
-    """The verdict in one sentence."""
+    """What the checks come to, in one sentence."""
     failed = [check.name for check in checks if not check.passed]
     if not failed:
         return (

@@ -24,7 +24,7 @@ from rl_assets.errors import ConfigurationError, MalformedInput, RlAssetsError
 from rl_assets.market.leaderboard import Leaderboard, leaderboard
 from rl_assets.market.snapshot import World
 from rl_assets.places import Place
-from rl_assets.store.lake import GrowingFile, write_json
+from rl_assets.store.episode_files import GrowingFile, write_json
 
 _log = logging.getLogger(__name__)
 PLAN = "comparison.json"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rl_assets.agents.benchmark import Entrant, Failure, Results, play_missing, run
+from rl_assets.agents.comparison import Entrant, Failure, Results, play_missing, run
 from rl_assets.agents.endpoint import UNKNOWN_TOKEN, EndpointAgent
 from rl_assets.agents.replay import replay
 from rl_assets.agents.runner import ReferenceAgent, Table
@@ -21,7 +21,7 @@ from rl_assets.market.config import WorldConfig
 from rl_assets.market.engine import Engine
 from rl_assets.market.generate import generate
 from rl_assets.market.snapshot import Truth, World
-from rl_assets.store.lake import read_episodes_parquet, write_episodes_parquet
+from rl_assets.store.episode_files import read_episodes_parquet, write_episodes_parquet
 from rl_assets_tests.agents.endpoint_server import (
     HOLD,
     LoopbackModel,
