@@ -76,10 +76,10 @@ class ServerlessTrainingService:
         else:
             with WandbApi(self._settings, seconds=ASKING_SECONDS) as api:
                 evidence = ask(api, submission)
-        if evidence.verdict.state == "trained":
+        if evidence.fate.state == "trained":
             return result_of(self._conn, batch, submission, evidence)
-        reason = evidence.verdict.reason
-        if evidence.verdict.state == "failed":
+        reason = evidence.fate.reason
+        if evidence.fate.state == "failed":
             void(self._conn, batch.id, submission, reason)
             raise ServiceError(reason)
         advance_batch(self._conn, batch.id, "unknown", error=reason)
