@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from rl_assets import alerts
+from rl_assets.settings import Settings
 from rl_assets.verify.finding import Finding
 
 if TYPE_CHECKING:
@@ -45,7 +46,10 @@ def _activity(instance: dg.DagsterInstance) -> Iterator[Finding]:
         yield Finding(AREA, "daemon", "pass", f"reported {(now - max(beats)).seconds} s ago")
     else:
         last = f"last reported {max(beats):%Y-%m-%d %H:%M} UTC" if beats else "has never reported"
-        yield Finding(AREA, "daemon", "warn", last, "make ui, where new episodes are to be picked up by themselves")
+        # An embedded database is often without one: it ends with the command that started it.
+        kept = beats and Settings.from_env().database_url
+        remedy = "start it again" if kept else "make ui, where new episodes are to be picked up by themselves"
+        yield Finding(AREA, "daemon", "fail" if kept else "warn", last, remedy)
     chosen = dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE], created_after=now - timedelta(days=1))
     failed = instance.get_runs(chosen, limit=100)
     names = sorted({run.job_name for run in failed})

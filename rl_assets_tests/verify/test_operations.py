@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 import shutil
 import socket
+import time
 from pathlib import Path
 
 import dagster as dg
 import psycopg
 import pytest
 from dagster._core.scheduler.instigation import InstigatorState, InstigatorStatus, SensorInstigatorData
+from dagster._daemon.types import DaemonHeartbeat
 
 from rl_assets.automation.alerts import ALERT
 from rl_assets.registry.models import promote, reject
@@ -53,6 +55,17 @@ def test_a_new_installation_is_in_order(conn: psycopg.Connection, instance: dg.D
     assert findings["private hosts"].detail == "localhost, 127.0.0.0/8, ::1/128"
     assert set(findings) >= {"migrations", "role", "alerts", "private hosts", "JSON log", "pools", "run monitoring"}
     assert set(findings) >= {"freshness", "tick retention", "sensors", "ticks", "undelivered alerts", "stale assets"}
+
+
+@pytest.mark.parametrize(("database_url", "state"), [("", "warn"), ("postgresql://me@host/babylon", "fail")])
+def test_a_daemon_that_fell_silent_is_a_failure_where_the_database_is_ones_own(
+    instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, database_url: str, state: str
+):
+    long_ago = DaemonHeartbeat(time.time() - 3600, "SENSOR", "one", [])
+    instance.add_daemon_heartbeat(long_ago)
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    (daemon,) = [finding for finding in automation() if finding.check == "daemon"]
+    assert (daemon.state, daemon.detail[:13]) == (state, "last reported")
 
 
 def test_live_agents_need_a_market_and_points(
