@@ -45,6 +45,15 @@ TOGETHER = {
 }
 """By how they begin, in order, the files whose tests share what takes long to make, and by what name."""
 
+LONG = tuple(
+    f"rl_assets_tests/{path}"
+    for path in (
+        *("integration/", "training/test_service.py", "training/test_serverless.py", "test_benchmarks.py"),
+        *("agents/test_isolation.py", "market/test_two_pythons.py", "registry/test_assets.py", "test_docs.py"),
+    )
+)
+"""What takes long otherwise: begun last, it would keep one worker busy after all others are done."""
+
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
@@ -61,11 +70,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Several workers begin with what takes longest."""
     if hasattr(config, "workerinput"):
-        items.sort(key=lambda item: (_place(item.nodeid), "/integration/" not in item.nodeid))
+        items.sort(key=lambda item: _place(item.nodeid))
 
 
 def _place(nodeid: str) -> int:
-    return next((place for place, path in enumerate(TOGETHER) if nodeid.startswith(path)), len(TOGETHER))
+    first = (*TOGETHER, *LONG)
+    return next((place for place, path in enumerate(first) if nodeid.startswith(path)), len(first))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
