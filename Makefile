@@ -1,7 +1,7 @@
 # Each goal sets up what it needs and can be run again. Needs Python 3.11 and make, nothing else.
 #
 #   PYTHON=/path/to/python3.11   the interpreter of the environment, if it is not found as python3.11
-#   WORKERS=N                    how many tests run at a time, by default two more than cores, since some only wait
+#   WORKERS=N                    how many tests run at a time, by default one more than cores, since some only wait
 #   TORCH_INDEX=URL              where to look for torch as well, for example https://download.pytorch.org/whl/cpu,
 #                                which on Linux spares a download of several GB for GPUs
 
@@ -12,7 +12,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-WORKERS := $(shell expr `getconf _NPROCESSORS_ONLN` + 2)
+WORKERS := $(shell expr `getconf _NPROCESSORS_ONLN` + 1)
 TORCH := $(shell grep '^torch==' constraints.txt)
 
 .PHONY: help demo ui test bench lint audit down install

@@ -215,7 +215,12 @@ def _end_with_parent() -> Callable[[], object] | None:
     if sys.platform != "linux":
         return None
     libc = ctypes.CDLL(None)
-    return lambda: libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+    def end_with_parent() -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a parent that ignores it would have its child ignore it too
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+    return end_with_parent
 
 
 def _signal_group(process: subprocess.Popen[bytes], number: int) -> None:

@@ -94,8 +94,10 @@ def test_definitions_that_do_not_load_are_reported_at_once(tmp_path: Path, monke
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child of its parent's death")
-def test_a_child_does_not_outlive_a_killed_command(modules: Path):
+@pytest.mark.parametrize("itself", ["SIG_DFL", "SIG_IGN"])
+def test_a_child_does_not_outlive_a_killed_command(modules: Path, itself: str):
     program = (
+        f"import signal; signal.signal(signal.SIGTERM, signal.{itself})\n"
         "import sys, time; from pathlib import Path; from rl_assets.services import Children\n"
         "children = Children(Path(sys.argv[1])); children.start('sleeper', 'a_sleeper', sys.argv[2]); time.sleep(600)"
     )

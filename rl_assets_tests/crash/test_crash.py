@@ -26,7 +26,7 @@ from rl_assets_tests.crash.worker import LINE
 from rl_assets_tests.registry.made import a_decision
 
 _log = logging.getLogger(__name__)
-STRIDE = int(os.environ.get("RL_ASSETS_CRASH_STRIDE", "6"))
+STRIDE = int(os.environ.get("RL_ASSETS_CRASH_STRIDE", "8"))
 """Every how many-th crash point is tried; 1 tries them all, which takes many minutes."""
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
