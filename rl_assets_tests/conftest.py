@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import pytest
 from hypothesis import HealthCheck, settings
-from PIL import Image
 
-from rl_assets.collector import collect_seldom
 from rl_assets.settings import prepare_environment
 from rl_assets.store.database import connect, migrate
 from rl_assets.store.embedded import EmbeddedPostgres
+from rl_assets_tests.pictures import leave_blank
 from rl_assets_tests.processes import a_reachable_directory, left_running, run, served, settled
 
 if TYPE_CHECKING:
@@ -26,16 +25,11 @@ if TYPE_CHECKING:
 if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores, and the models of tests are small
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 prepare_environment()
-collect_seldom()
 # How long an example takes says how busy the machine is, and nothing about what is tested.
 settings.register_profile("rl-assets", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("rl-assets")
 
 _numbers = itertools.count()
-_FIRST: list[str] = []
-"""The scope with which this worker began."""
-BEHIND = 5
-"""By how much the niceness of other workers is above that of the one that began with `looped`."""
 
 TOGETHER = {
     "rl_assets_tests/integration/test_demo.py": "looped",
@@ -44,15 +38,6 @@ TOGETHER = {
     "rl_assets_tests/crash/": "crash",
 }
 """By how they begin, in order, the files whose tests share what takes long to make, and by what name."""
-
-LONG = tuple(
-    f"rl_assets_tests/{path}"
-    for path in (
-        *("integration/", "training/test_service.py", "training/test_serverless.py", "test_benchmarks.py"),
-        *("agents/test_isolation.py", "market/test_two_pythons.py", "registry/test_assets.py", "test_docs.py"),
-    )
-)
-"""What takes long otherwise: begun last, it would keep one worker busy after all others are done."""
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -70,20 +55,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Several workers begin with what takes longest."""
     if hasattr(config, "workerinput"):
-        items.sort(key=lambda item: _place(item.nodeid))
+        items.sort(key=lambda item: (_place(item.nodeid), "/integration/" not in item.nodeid))
 
 
 def _place(nodeid: str) -> int:
-    first = (*TOGETHER, *LONG)
-    return next((place for place, path in enumerate(first) if nodeid.startswith(path)), len(first))
-
-
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Which worker has the chain of tests on one loop decides how long all take: the others' let it go first."""
-    if hasattr(item.config, "workerinput") and not _FIRST:
-        _FIRST.append(_scope(item.nodeid))
-        if _FIRST != ["looped"]:
-            os.nice(BEHIND)
+    return next((place for place, path in enumerate(TOGETHER) if nodeid.startswith(path)), len(TOGETHER))
 
 
 def pytest_collection_finish() -> None:
@@ -199,9 +175,7 @@ def _database(server: EmbeddedPostgres, template: str) -> Iterator[str]:
 
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures are composed and stay blank: drawing takes half the time of an asset, and has tests of its own."""
-    monkeypatch.setattr("matplotlib.figure.Figure.draw", lambda *_: None)
-    monkeypatch.setattr("rl_assets.reports.drawing.with_palette", lambda _: Image.new("P", (1, 1)))
+    leave_blank(monkeypatch)
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import dagster as dg
+import pytest
 
 from rl_assets.agents.skill import audit_kind_skill
 from rl_assets.automation.partitions import BATCHES
@@ -26,6 +27,7 @@ from rl_assets.market.config import WorldConfig
 from rl_assets.market.leakage import audit_kind
 from rl_assets.resources import Database, Lake, Trainer
 from rl_assets_tests.crash.points import Points
+from rl_assets_tests.pictures import leave_blank
 
 LINE = "crash"
 MINIMUM = 12
@@ -121,15 +123,9 @@ def main() -> None:
     for name in LOADED:
         importlib.import_module(name)
     import torch
-    from matplotlib.figure import Figure
-    from PIL import Image
-
-    from rl_assets.reports import drawing
 
     torch.set_num_threads(1)
-    # Pictures take half the time and have tests of their own.
-    setattr(Figure, "draw", lambda *_: None)  # noqa: B010
-    setattr(drawing, "with_palette", lambda _: Image.new("P", (1, 1)))  # noqa: B010
+    leave_blank(pytest.MonkeyPatch())
     # Kept by the functions, and the same for every child.
     audit_kind(WorldConfig())
     audit_kind_skill(WorldConfig())
