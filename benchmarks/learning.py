@@ -42,9 +42,9 @@ from rl_assets.registry.gate import compare  # noqa: E402
 from rl_assets.store.database import connect, migrate  # noqa: E402
 from rl_assets.store.embedded import EmbeddedPostgres  # noqa: E402
 from rl_assets.training.base import WarmStart, ensure_base_policy  # noqa: E402
-from rl_assets.training.cpu import CpuTraining  # noqa: E402
 from rl_assets.training.manifest import Manifest, ManifestGroup  # noqa: E402
-from rl_assets.training.service import Grpo, GRPOTrainingService  # noqa: E402
+from rl_assets.training.options import CpuTraining, Grpo  # noqa: E402
+from rl_assets.training.service import GRPOTrainingService  # noqa: E402
 from rl_assets_tests.judging.judge_server import loopback_judge  # noqa: E402
 
 LINE = "benchmark"

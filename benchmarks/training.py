@@ -36,11 +36,10 @@ from rl_assets.market.generate import generate  # noqa: E402
 from rl_assets.registry.checkpoints import base_path  # noqa: E402
 from rl_assets.store.episodes import new_ids  # noqa: E402
 from rl_assets.training.base import WarmStart, ensure_base_policy  # noqa: E402
-from rl_assets.training.cpu import CpuTraining  # noqa: E402
 from rl_assets.training.learner import Learner  # noqa: E402
 from rl_assets.training.manifest import Manifest, ManifestGroup  # noqa: E402
-from rl_assets.training.progress import Limits  # noqa: E402
-from rl_assets.training.service import Grpo, GRPOTrainingService  # noqa: E402
+from rl_assets.training.options import CpuTraining, Grpo, Limits  # noqa: E402
+from rl_assets.training.service import GRPOTrainingService  # noqa: E402
 
 SIBLINGS = 8
 LINE = "bench"

@@ -17,7 +17,7 @@ from rl_assets.settings import prepare_environment
 from rl_assets.store.database import connect, migrate
 from rl_assets.store.embedded import EmbeddedPostgres
 from rl_assets_tests.pictures import leave_blank
-from rl_assets_tests.processes import a_reachable_directory, left_running, run, served, settled
+from rl_assets_tests.processes import a_reachable_directory, left_running, record_late, run, served, settled
 
 if TYPE_CHECKING:
     from rl_assets_tests.a2a.sdk import Servers
@@ -36,6 +36,7 @@ TOGETHER = {
     "rl_assets_tests/integration/test_backfill.py": "looped",
     "rl_assets_tests/browser/": "looped",
     "rl_assets_tests/crash/": "crash",
+    "rl_assets_tests/integration/test_harness.py": "below",
 }
 """By how they begin, in order, the files whose tests share what takes long to make, and by what name."""
 
@@ -152,6 +153,14 @@ def address(looped: Path) -> Iterator[str]:
         with served(looped) as url:
             yield url
     assert left_running(looped) == []
+
+
+@pytest.fixture(scope="session")
+def late_hour(address: str, looped: Path) -> str:
+    """An hour long ago of which `looped` has been told only now, by one episode; its daemon has yet to notice."""
+    hour = "2026-11-20T07:00"
+    record_late(looped, hour)
+    return hour
 
 
 @pytest.fixture(scope="session")

@@ -60,7 +60,7 @@ def to_groups(manifest: Manifest, episodes: Mapping[str, Episode], most_stale: i
             f"{len(missing)} episodes of {manifest.batch_id} are not in the database, such as {missing[0]}; "
             "restore them or retry the batch"
         )
-    stale = [i for i in manifest.trajectory_ids if not 0 <= staleness(manifest, episodes[i]) <= most_stale]
+    stale = [i for i in manifest.trajectory_ids if not 0 <= manifest.staleness(episodes[i]) <= most_stale]
     if stale:
         allowed = f"step {manifest.base_step}" + (f" or up to {most_stale} steps before" if most_stale else "")
         raise MalformedInput(
@@ -74,12 +74,3 @@ def to_groups(manifest: Manifest, episodes: Mapping[str, Episode], most_stale: i
         )
         for g in manifest.groups
     ]
-
-
-def staleness(manifest: Manifest, episode: Episode) -> int:
-    """How many policy steps an episode is behind the step that is trained. Raises MalformedInput if it has no step."""
-    if episode.policy.step is None:
-        raise MalformedInput(
-            f"trajectory {episode.trajectory_id} cannot be trained on (no_policy_step); group its window again"
-        )
-    return manifest.base_step - episode.policy.step

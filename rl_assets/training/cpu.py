@@ -13,7 +13,7 @@ import os
 import shutil
 import time
 from collections.abc import AsyncIterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -38,30 +38,13 @@ from rl_assets.training.inference import InferenceServer
 from rl_assets.training.learner import Learner
 from rl_assets.training.lora import FILE as LORA
 from rl_assets.training.lora import adapt, load_lora, merge
-from rl_assets.training.progress import Limits, Progress, put_back
+from rl_assets.training.options import CpuTraining
+from rl_assets.training.progress import Progress, put_back
 from rl_assets.training.record import TrainingRecord, write_record
 
 GRADIENT_STEPS = "data/step_num_gradient_steps"
 KEEP_SECONDS = 20.0
 """Of work that a killed run may lose, beside the update that it was in. The end of a pass is always kept."""
-
-
-@dataclass(frozen=True)
-class CpuTraining:
-    """passes: how often a batch is gone through, at most. sequences: packed sequences per update. micro_batch: how many
-    of these at once. warm_up: updates until the learning rate is whole; it then falls along a cosine to nothing.
-    max_grad_norm: clip. holdout: share of snapshots that are kept apart; the passes end when one wins nothing more
-    there, and the best pass is what is saved. tiers: of difficulty, gone through from easy to hard in the first pass; 1
-    for an order that does not ask."""
-
-    passes: int = 2
-    sequences: int = 32
-    micro_batch: int = 32
-    warm_up: int = 5
-    max_grad_norm: float = 1.0
-    holdout: float = 0.125
-    tiers: int = 1
-    limits: Limits = field(default_factory=Limits)
 
 
 class CpuBackend(LocalBackend):

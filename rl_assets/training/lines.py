@@ -73,12 +73,13 @@ def service_of(
         from rl_assets.training.serverless import ServerlessTrainingService
 
         return ServerlessTrainingService(conn, settings.model_line, settings.serverless, settings.most_stale)
-    from rl_assets.training.service import GPU, Grpo, GRPOTrainingService
+    from rl_assets.training.options import GPU, SMOLLM, Grpo
+    from rl_assets.training.service import GRPOTrainingService
 
     if settings.backend == LOCAL:
         grpo = GPU
     elif settings.base_policy == SMOLLM2:
-        from rl_assets.training.smollm import GRPO as grpo
+        grpo = SMOLLM
     else:
         grpo = Grpo()
     grpo = replace(grpo, recompute=recompute, most_stale=settings.most_stale, cpu=replace(grpo.cpu, tiers=tiers))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from rl_assets.episodes import NO_LOGPROBS, Episode
 from rl_assets.errors import MalformedInput
 
 
@@ -34,6 +36,18 @@ class Manifest:
     @property
     def trajectory_ids(self) -> tuple[str, ...]:
         return tuple(i for group in self.groups for i in group.trajectory_ids)
+
+    def staleness(self, episode: Episode) -> int:
+        """How many policy steps an episode is behind the step that is trained. Raises MalformedInput if it has none."""
+        if episode.policy.step is None:
+            raise MalformedInput(
+                f"trajectory {episode.trajectory_id} cannot be trained on (no_policy_step); group its window again"
+            )
+        return self.base_step - episode.policy.step
+
+    def without_logprobs(self, episodes: Mapping[str, Episode]) -> list[str]:
+        """Those of the batch's episodes that lack nothing for training but logprobs."""
+        return [i for i in self.trajectory_ids if i in episodes and episodes[i].not_trainable == NO_LOGPROBS]
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -12,23 +12,9 @@ import torch
 from transformers import PreTrainedModel
 
 from rl_assets.errors import CollapsedPolicy
+from rl_assets.training.options import Limits
 
 State = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Limits:
-    """kl_ceiling: mean nats per token from who played at which the passes end early.
-
-    A run stops without a checkpoint if, over the last quarter of a pass, the mean nats per token are fewer than
-    entropy_floor, if the share of orders among answers falls under least_trades of what it was at first, or if that of
-    refused ones passes most_invalid.
-    """
-
-    kl_ceiling: float = 1.0
-    entropy_floor: float = 0.02
-    least_trades: float = 0.25
-    most_invalid: float = 0.25
 
 
 @dataclass

@@ -6,7 +6,7 @@ assumption where another policy spoke, which is why nothing is recomputed unless
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,16 +14,11 @@ import torch
 
 from rl_assets.agents.neural import NeuralPolicy
 from rl_assets.agents.prompt import means_of
-from rl_assets.episodes import NO_LOGPROBS, Episode
+from rl_assets.episodes import Episode
 from rl_assets.errors import MalformedInput
 from rl_assets.training.forward import masked_logprobs
 
 EPISODES_AT_ONCE = 32
-
-
-def without_logprobs(episodes: Mapping[str, Episode], ids: Sequence[str]) -> list[str]:
-    """Those of some episodes that lack nothing for training but logprobs."""
-    return [i for i in ids if i in episodes and episodes[i].not_trainable == NO_LOGPROBS]
 
 
 def with_logprobs(episodes: Sequence[Episode], checkpoint: Path) -> dict[str, Episode]:

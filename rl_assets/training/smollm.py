@@ -27,22 +27,12 @@ from rl_assets.market.config import WorldConfig
 from rl_assets.registry.checkpoints import base_path, checkpoint_digest
 from rl_assets.registry.partial import partial_directory
 from rl_assets.training.base import BasePolicy
-from rl_assets.training.cpu import CpuTraining
 from rl_assets.training.lora import Lora, save_lora
-from rl_assets.training.progress import Limits
-from rl_assets.training.service import Grpo
 
 RECORD = "smollm2.json"
 CONTROL = 3
 """The type of a token in GGUF that stands for no text."""
 
-GRPO = Grpo(
-    learning_rate=2e-4,
-    # Nobody has taught it to trade, so that holding and refused answers are where it starts and no sign of a collapse;
-    # and thousands of tokens fill the memory in a model of this size, so that they go through it a sequence at a time.
-    cpu=CpuTraining(passes=1, sequences=8, micro_batch=1, warm_up=1, limits=Limits(least_trades=0.0, most_invalid=1.0)),
-)
-"""How the line is trained."""
 
 LAYER = {
     "attn_q": "self_attn.q_proj",

@@ -8,6 +8,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from rl_assets.registry.models import promote
 from rl_assets.services import databases
 from rl_assets.settings import Settings
 from rl_assets.store.database import connect
-from rl_assets_tests.processes import query, record_late
+from rl_assets_tests.processes import query
 from rl_assets_tests.registry.made import LINE, a_candidate, evaluated
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -85,6 +86,38 @@ def launch(page: Page) -> None:
     expect(page.get_by_text("Success", exact=True).first).to_be_visible(timeout=5 * PATIENCE)
 
 
+def sets(looped: Path) -> dict[str, int]:
+    """How often each hour has been judged."""
+    return dict(query(looped, "SELECT window_id, count(*) FROM rl_assets.judgement_sets GROUP BY 1"))
+
+
+@dataclass(frozen=True)
+class Asked:
+    """For which hour a person wants another judgement, and how many there were."""
+
+    hour: str
+    before: int
+
+
+@pytest.fixture(scope="module")
+def asked(page: Page, address: str, looped: Path, late_hour: str) -> Asked:
+    """A backfill of `rejudge` for two hours, launched in the UI. The daemon begins with it within half a minute."""
+    until(page, lambda: late_hour in sets(looped), "the judgement of an hour that came late", looped)
+    ((hour,),) = query(looped, """SELECT "windowId" FROM trajectories GROUP BY 1 ORDER BY count(*) DESC LIMIT 1""")
+    before = sets(looped)[hour]
+    page.goto(f"{address}/locations/rl_assets/jobs/rejudge")
+    page.get_by_role("button", name="Materialize all").click()
+    page.get_by_text("Config", exact=True).click()
+    chosen = page.get_by_placeholder("No matching partitions")
+    chosen.fill(f"{late_hour},{hour}")
+    chosen.press("Enter")
+    page.get_by_role("button", name="Add config").click()
+    configure(page, "resources: {judge: {config: {group_size: 3}}}")
+    page.get_by_role("button", name="Save config").click()
+    request(page, "Launch backfill")
+    return Asked(hour, before)
+
+
 def test_the_graph_shows_every_asset(page: Page, address: str):
     page.goto(f"{address}/asset-groups")
     expect(page.get_by_label("unfold_more")).to_have_count(GROUPS, timeout=PATIENCE)
@@ -115,6 +148,12 @@ def test_the_sensor_says_in_words_why_it_waits(page: Page, address: str):
     reason = re.compile(r"\d+ of \d+ fresh episodes|batch-[0-9a-f]{16} is [a-z]+|has no champion yet")
     expect(page.get_by_text(reason).first).to_be_visible()
     keep(page, "sensor")
+
+
+def test_a_person_asks_for_hours_to_be_judged_again(page: Page, address: str, asked: Asked):
+    page.goto(f"{address}/runs?view=backfills")
+    expect(page.get_by_text("rejudge").first).to_be_visible(timeout=PATIENCE)
+    keep(page, "backfills")
 
 
 def test_rankings_show_judge_counts_and_a_picture(page: Page, address: str, looped: Path):
@@ -154,33 +193,6 @@ def test_a_person_materializes_a_snapshot(page: Page, address: str, looped: Path
     keep(page, "snapshot")
 
 
-def test_a_person_has_hours_judged_again_in_groups_of_another_size(page: Page, address: str, looped: Path):
-    def sets() -> dict[str, int]:
-        return dict(query(looped, "SELECT window_id, count(*) FROM rl_assets.judgement_sets GROUP BY 1"))
-
-    played = """SELECT "windowId" FROM trajectories GROUP BY 1 ORDER BY count(*) DESC LIMIT 1"""
-    ((hour,),) = query(looped, played)
-    hours = ["2026-11-20T09:00", hour]
-    record_late(looped, hours[0])
-    until(page, lambda: hours[0] in sets(), "the judgement of an hour that came late", looped)
-    before = sets()
-    page.goto(f"{address}/locations/rl_assets/jobs/rejudge")
-    page.get_by_role("button", name="Materialize all").click()
-    page.get_by_text("Config", exact=True).click()
-    chosen = page.get_by_placeholder("No matching partitions")
-    chosen.fill(",".join(hours))
-    chosen.press("Enter")
-    page.get_by_role("button", name="Add config").click()
-    configure(page, "resources: {judge: {config: {group_size: 3}}}")
-    page.get_by_role("button", name="Save config").click()
-    request(page, "Launch backfill")
-    # One episode alone makes the same group whatever the size, and is not judged again.
-    until(page, lambda: sets()[hour] > before[hour], "another judgement", looped)
-    page.goto(f"{address}/assets/judged_rankings?view=partitions&partition={hours[-1]}")
-    expect(page.get_by_text("agreement_between_sets").first).to_be_visible(timeout=PATIENCE)
-    keep(page, "judged-again")
-
-
 def test_a_person_forces_a_training(page: Page, address: str, looped: Path):
     undecided = "SELECT 1 FROM rl_assets.batches WHERE state NOT IN ('promoted', 'rejected')"
     waiting = "SELECT 1 FROM rl_assets.waiting JOIN rl_assets.champion USING (model_line, step) WHERE episodes > 0"
@@ -199,6 +211,14 @@ def test_a_person_forces_a_training(page: Page, address: str, looped: Path):
     assert len(claims) >= 2 and twice == []
     page.goto(f"{address}/assets/training_batches?view=partitions&partition={forced[0][1]}")
     expect(page.get_by_text("a person at the launchpad").first).to_be_visible(timeout=PATIENCE)
+
+
+def test_hours_are_judged_again_in_groups_of_another_size(page: Page, address: str, looped: Path, asked: Asked):
+    # One episode alone makes the same group whatever the size, and is not judged again.
+    until(page, lambda: sets(looped)[asked.hour] > asked.before, "another judgement", looped)
+    page.goto(f"{address}/assets/judged_rankings?view=partitions&partition={asked.hour}")
+    expect(page.get_by_text("agreement_between_sets").first).to_be_visible(timeout=PATIENCE)
+    keep(page, "judged-again")
 
 
 def test_a_person_rolls_the_champion_back(page: Page, address: str, looped: Path):

@@ -45,7 +45,7 @@ LOADED = (
     "rl_assets.registry.evaluate",
     "rl_assets.reports.batch",
     "rl_assets.reports.runs",
-    "rl_assets.training.service",
+    "rl_assets.training.step",
     "transformers.models.llama.modeling_llama",
     "wandb",
 )

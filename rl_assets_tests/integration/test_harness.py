@@ -1,9 +1,10 @@
-"""`rl-assets harness` as a process: below the threshold, interrupted, and the same again; nothing is left running."""
+"""`rl-assets harness` as a process: below the threshold, by a seed, and interrupted; nothing is left running."""
 
 from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,45 +18,32 @@ from rl_assets.settings import Settings
 from rl_assets.store.database import connect
 from rl_assets.store.episodes import read_episodes
 from rl_assets.store.snapshots import list_snapshots
-from rl_assets_tests.processes import left_running, query, run, settled, start
+from rl_assets_tests.processes import a_reachable_directory, left_running, query, run, settled, start
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(1800)]
 
-SMALL = ["harness", "--train", "--snapshots", "4", "--siblings", "8", "--gate-snapshots", "4", "--threshold"]
+SMALL = ["harness", "--train", "--snapshots", "4", "--siblings", "4", "--gate-snapshots", "4"]
 
 
-@pytest.fixture
-def data(reachable: Path, weak_policy: Path) -> Path:
-    return settled(reachable, weak_policy)
+@pytest.fixture(scope="module")
+def below(weak_policy: Path) -> Iterator[tuple[Path, int, str]]:
+    """A data directory on which less was played than a training needs, with seed 7, the exit code and what was said."""
+    with a_reachable_directory() as directory:
+        data = settled(directory, weak_policy)
+        yield data, *run(data, *SMALL, "--seed", "7", "--threshold", "100000")
 
 
-def test_below_the_threshold_nothing_is_trained_and_the_code_says_so(data: Path):
-    code, said = run(data, *SMALL, "100000")
+def test_below_the_threshold_nothing_is_trained_and_the_code_says_so(below: tuple[Path, int, str]):
+    data, code, said = below
     assert code == 3, said
     assert "of 100000 fresh episodes: nothing is trained" in said
     assert left_running(data) == []
     assert query(data, 'select 1 from trajectories where "usedInTraining"') == []
 
 
-def test_an_interrupted_command_leaves_nothing_running(data: Path):
-    """By SIGTERM; `ui` is ended by SIGINT, for all tests on one loop."""
-    command = start(data, *SMALL, "32")
-    deadline = time.monotonic() + 600
-    assert command.stdout is not None
-    for line in command.stdout:
-        assert time.monotonic() < deadline
-        if "digest of what was played" in line:
-            break
-    command.send_signal(signal.SIGTERM)
-    command.communicate(timeout=300)
-    assert command.returncode == 130
-    assert left_running(data) == []
-
-
-def test_a_seed_is_played_alike_by_any_process(data: Path):
+def test_a_seed_is_played_alike_by_any_process(below: tuple[Path, int, str]):
+    data, _, said = below
     plan = Plan(snapshots=4, siblings=4, gate_snapshots=4, seed=7)
-    code, said = run(data, "harness", "--snapshots", "4", "--siblings", "4", "--gate-snapshots", "4", "--seed", "7")
-    assert code == 0, said
     settings = Settings(data)
     with databases(settings) as urls, connect(urls.babylon) as conn:
         model = harness.live_model(conn, settings, lambda *_: None)
@@ -70,3 +58,19 @@ def test_a_seed_is_played_alike_by_any_process(data: Path):
                 assert replace(mine, latency_ms=there.latency_ms) == there, play
         assert f"digest of what was played: {here.digest}" in said
         assert [row.split for row in list_snapshots(conn, split="train")] == ["train"] * 4
+
+
+def test_an_interrupted_command_leaves_nothing_running(below: tuple[Path, int, str]):
+    """By SIGTERM; `ui` is ended by SIGINT, for all tests on one loop."""
+    data, *_ = below
+    command = start(data, *SMALL, "--threshold", "32")
+    deadline = time.monotonic() + 600
+    assert command.stdout is not None
+    for line in command.stdout:
+        assert time.monotonic() < deadline
+        if "digest of what was played" in line:
+            break
+    command.send_signal(signal.SIGTERM)
+    command.communicate(timeout=300)
+    assert command.returncode == 130
+    assert left_running(data) == []

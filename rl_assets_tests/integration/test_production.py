@@ -97,7 +97,9 @@ def test_the_first_commands_run_and_the_index_can_be_added(reader: dict[str, str
 
 def test_a_pool_gets_a_place_more(reader: dict[str, str]):
     shell("dagster instance concurrency set judge 2", reader)
-    assert "2" in shell("dagster instance concurrency get judge", reader)
+    with psycopg.connect(reader["DAGSTER_PG_URL"]) as conn:
+        limits = conn.execute('SELECT concurrency_key, "limit" FROM concurrency_limits').fetchall()
+    assert ("judge", 2) in limits
 
 
 def test_daemon_web_interface_and_code_server_start_as_documented(reader: dict[str, str], reachable: Path):
@@ -110,8 +112,9 @@ def test_daemon_web_interface_and_code_server_start_as_documented(reader: dict[s
     assert code_server == "dagster code-server start -m rl_assets.definitions -p 4000"
     (reachable / "workspace.yaml").write_text(workspace.text.replace("4000", code_port))
     with (
-        service(daemon, reader, REPOSITORY) as daemon_lives,
+        # Ended after the daemon: it waits for calls that are under way, and once for 300 s.
         service(code_server.replace("4000", code_port), reader, reachable) as code_server_lives,
+        service(daemon, reader, REPOSITORY) as daemon_lives,
     ):
         health = ["dagster", "api", "grpc-health-check", "-p", code_port]
         until(lambda: subprocess.run(health, env=reader, capture_output=True).returncode == 0, code_server_lives)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+import os
 import pickle
 import sys
 from collections.abc import Sequence
@@ -16,9 +18,9 @@ from rl_assets.grouping import build_groups
 from rl_assets.judging import OutcomeJudge
 from rl_assets.market.generate import generate
 from rl_assets.training.base import WarmStart
-from rl_assets.training.cpu import CpuTraining
 from rl_assets.training.manifest import Manifest, ManifestGroup
-from rl_assets.training.service import Grpo, GRPOTrainingService
+from rl_assets.training.options import CpuTraining, Grpo
+from rl_assets.training.service import GRPOTrainingService
 
 LINE = "tiny"
 BATCH = "batch-0123456789abcdef"
@@ -60,13 +62,21 @@ def by_id(episodes: Sequence[Episode]) -> dict[str, Episode]:
     return {episode.trajectory_id: episode for episode in episodes}
 
 
-if __name__ == "__main__":  # a process of its own, for a test that kills it
+if __name__ == "__main__":  # for a test that kills trainings: forks one per line of JSON, and says which process it is
     import torch
 
-    from rl_assets.training import cpu
+    from rl_assets.training import cpu, step
 
-    data, batch = map(Path, sys.argv[1:3])
-    cpu.KEEP_SECONDS = float(sys.argv[3])
+    assert step  # loaded once for all of them
+
     torch.set_num_threads(1)
-    manifest, episodes = pickle.loads(batch.read_bytes())
-    GRPOTrainingService(data, LINE, grpo=QUICK).train(manifest, episodes)
+    for line in sys.stdin:
+        data, batch, keep_seconds = json.loads(line)
+        child = os.fork()
+        if child == 0:
+            cpu.KEEP_SECONDS = keep_seconds
+            manifest, episodes = pickle.loads(Path(batch).read_bytes())
+            GRPOTrainingService(Path(data), LINE, grpo=QUICK).train(manifest, episodes)
+            os._exit(0)
+        print(child, flush=True)  # noqa: T201
+        os.waitpid(child, 0)

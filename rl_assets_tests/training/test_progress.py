@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from rl_assets.errors import CollapsedPolicy
-from rl_assets.training.progress import Limits, Progress
+from rl_assets.training.options import Limits
+from rl_assets.training.progress import Progress
 
 
 class Tiny:

@@ -10,9 +10,11 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -22,12 +24,11 @@ from rl_assets.errors import CollapsedPolicy, MalformedInput, MissingCheckpoint
 from rl_assets.grouping import build_groups
 from rl_assets.registry.checkpoints import base_path, checkpoint_digest
 from rl_assets.reports.plots import CURVES
-from rl_assets.training.cpu import CpuTraining
 from rl_assets.training.figures import UNKNOWN, UPDATES, WHOLE, described
 from rl_assets.training.manifest import Manifest, ManifestGroup
-from rl_assets.training.progress import Limits
+from rl_assets.training.options import CpuTraining, Grpo, Limits
 from rl_assets.training.recompute import with_logprobs
-from rl_assets.training.service import Grpo, GRPOTrainingService, TrainingResult
+from rl_assets.training.service import GRPOTrainingService, TrainingResult
 from rl_assets_tests.training import made
 from rl_assets_tests.training.made import BATCH, LINE, QUICK, by_id, judged, played, rewarded
 
@@ -67,6 +68,14 @@ def test_a_batch_becomes_the_next_step_once_and_its_base_stays_as_it_was(
     assert first.curve == again.curve
     assert again.seconds == 0.0
     assert NeuralPolicy(Path(str(first.checkpoint_path))).grammar is not None
+
+
+def test_a_step_that_is_saved_is_found_without_what_trains() -> None:
+    code = (
+        "import sys, rl_assets.training.lines, rl_assets.training.service as s; "
+        "print([m for m in ('torch', 'transformers', 'art') if m in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
 
 
 def test_the_first_update_sees_the_policy_that_played(data: Path, batch: list[Episode]) -> None:
@@ -123,27 +132,49 @@ def test_a_policy_that_learns_to_hold_never_becomes_a_step(data: Path, batch: li
     assert steps(data) == ["0000"]
 
 
+@pytest.fixture(scope="module")
+def trainers() -> Iterator[Callable[[Path, Path, float], psutil.Process]]:
+    """Has a pickled batch trained by a process of its own, which keeps how far it is after so many seconds of work."""
+    with subprocess.Popen(
+        [sys.executable, "-m", made.__name__],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None
+        asks, says = process.stdin, process.stdout
+
+        def start(data: Path, batch: Path, keep_seconds: float) -> psutil.Process:
+            asks.write(json.dumps([str(data), str(batch), keep_seconds]) + "\n")
+            asks.flush()
+            return psutil.Process(int(says.readline()))
+
+        yield start
+        asks.close()
+
+
 @pytest.mark.parametrize(("keep_seconds", "first_kept"), [(3600.0, "a pass"), (0.0, "an update")])
 def test_a_killed_training_leaves_no_step_and_goes_on_where_it_was(
-    data: Path, batch: list[Episode], tmp_path: Path, keep_seconds: float, first_kept: str
+    data: Path,
+    batch: list[Episode],
+    tmp_path: Path,
+    trainers: Callable[[Path, Path, float], psutil.Process],
+    keep_seconds: float,
+    first_kept: str,
 ) -> None:
     manifest = judged(batch)
     elsewhere = tmp_path / "elsewhere"
     shutil.copytree(data, elsewhere)
     pickled = tmp_path / "batch.pkl"
     pickled.write_bytes(pickle.dumps((manifest, by_id(batch))))
-    process = subprocess.Popen(
-        [sys.executable, "-m", made.__name__, str(data), str(pickled), str(keep_seconds)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+    trainer = trainers(data, pickled, keep_seconds)
     kept = data / "art" / "rl-assets" / "models" / LINE / "unfinished" / manifest.batch_id / "progress.pt"
-    try:
-        while not kept.exists():
-            assert process.poll() is None, f"the training ended before {first_kept} was kept"
-            time.sleep(0.002)
-    finally:
-        process.kill()
-        process.wait()
+    while not kept.exists():
+        assert trainer.is_running(), f"the training ended before {first_kept} was kept"
+        time.sleep(0.002)
+    trainer.kill()
+    trainer.wait(60)
     assert steps(data) == ["0000"]
     held = torch.load(kept, weights_only=True)
     assert held["passes"] if first_kept == "a pass" else len(held["curve"]) > 0
