@@ -107,8 +107,9 @@ def fill(conn: psycopg.Connection, episodes: int) -> None:
 def read(url: str, directory: Path) -> None:
     from rl_assets.store.episodes import read_window
     from rl_assets.store.window_files import written_window
+    from rl_assets.tree import WindowFiles
 
-    with connect(url) as conn, written_window(directory) as add:
+    with connect(url) as conn, written_window(WindowFiles(directory)) as add:
         for part in read_window(conn, WINDOW):
             add(part)
 

@@ -137,7 +137,7 @@ def provide(
     """Generate worlds, write their files and register them; those that are there already stay as they are."""
     worlds = [generate(split, seed, config) for seed in seeds]
     for snapshot, truth in worlds:
-        save_snapshot(settings.snapshots, snapshot, truth)
+        save_snapshot(settings.tree.snapshots, snapshot, truth)
     register_snapshots(conn, [snapshot for snapshot, _ in worlds])
     return worlds
 

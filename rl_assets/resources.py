@@ -19,6 +19,7 @@ from rl_assets.backends import BASES, MODEL_LINES, check, line_of
 from rl_assets.errors import ConfigurationError
 from rl_assets.places import Place, local_directory, place_of
 from rl_assets.settings import RulerSettings, Settings
+from rl_assets.tree import EPISODES, MANIFEST, Tree
 
 if TYPE_CHECKING:
     import psycopg
@@ -63,25 +64,14 @@ class Lake(dg.ConfigurableResource):
     )
 
     @property
-    def root(self) -> Place:
-        return place_of(self.directory) if self.directory else Settings.from_env().lake
+    def tree(self) -> Tree:
+        return Tree(place_of(self.directory)) if self.directory else Settings.from_env().tree
 
     @property
     def disk(self) -> Path:
         """The directory of this machine in which it trains, and keeps the checkpoints that it plays."""
         given = place_of(self.directory) if self.directory else None
         return given if isinstance(given, Path) else Settings.from_env().data_dir
-
-    @property
-    def snapshots(self) -> Place:
-        return self.root / "snapshots"
-
-    def window(self, window_id: str) -> Place:
-        """The directory of an hour; the colon is left out, since some file systems do not take it."""
-        return self.root / "windows" / window_id.replace(":", "")
-
-    def batch(self, batch_id: str) -> Place:
-        return self.root / "batches" / batch_id
 
 
 class Judge(dg.ConfigurableResource):
@@ -254,7 +244,7 @@ class Tracking(dg.ConfigurableResource):
 
         settings = Settings.from_env().serverless
         try:
-            with local_directory(batch, "manifest.json", "episodes.parquet") as files:
+            with local_directory(batch, MANIFEST, EPISODES) as files:
                 return track_training(
                     result,
                     files,

@@ -16,6 +16,7 @@ from rl_assets.backends import BASES, CPU, EMBEDDED, MODEL_LINES, choose, line_o
 from rl_assets.collector import collect_seldom
 from rl_assets.errors import ConfigurationError
 from rl_assets.places import Place, place_of
+from rl_assets.tree import Tree
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 """The project's directory, which holds `dagster.yaml` and `workspace.yaml`."""
@@ -232,8 +233,8 @@ class Settings:
         return self.data_dir if self.store is None else self.store
 
     @property
-    def snapshots(self) -> Place:
-        return self.lake / "snapshots"
+    def tree(self) -> Tree:
+        return Tree(self.lake)
 
     @property
     def postgres_dir(self) -> Path:

@@ -22,6 +22,7 @@ from rl_assets.registry.checkpoints import checkpoint_digest
 from rl_assets.registry.partial import partial_directory
 from rl_assets.training.manifest import Manifest
 from rl_assets.training.result import TrainingResult
+from rl_assets.tree import EPISODES, MANIFEST
 
 MODES = ("online", "offline")
 """In which a training is recorded; who has set `disabled` never loads this."""
@@ -94,7 +95,7 @@ def _download(name: str, target: Path) -> None:
 
 
 def _record(result: TrainingResult, batch: Path, directory: Path, project: str, entity: str | None, mode: str) -> str:
-    manifest = Manifest.from_json((batch / "manifest.json").read_text(encoding="utf-8"))
+    manifest = Manifest.from_json((batch / MANIFEST).read_text(encoding="utf-8"))
     run = wandb.init(
         project=project,
         entity=entity,
@@ -136,7 +137,7 @@ def _record(result: TrainingResult, batch: Path, directory: Path, project: str, 
 
 def _lineage(manifest: Manifest, batch: Path) -> list[tuple[wandb.Artifact, Link]]:
     """Episodes, the groups that are made of them, and the batch that is made of the groups."""
-    name, parquet = manifest.batch_id, batch / "episodes.parquet"
+    name, parquet = manifest.batch_id, batch / EPISODES
     of_episodes = Link(f"{name}-episodes", _file_digest(parquet))
     episodes = _artifact(of_episodes.name, "episodes", of_episodes.digest, [], episodes=len(manifest.trajectory_ids))
     episodes.add_file(str(parquet))
@@ -147,7 +148,7 @@ def _lineage(manifest: Manifest, batch: Path) -> list[tuple[wandb.Artifact, Link
         json.dump(raw["groups"], file)
     of_batch = Link(name, digest(raw))
     whole = _artifact(name, "batch", of_batch.digest, [of_groups], judgement_sets=list(manifest.judgement_sets))
-    whole.add_file(str(batch / "manifest.json"))
+    whole.add_file(str(batch / MANIFEST))
     return [(episodes, of_episodes), (groups, of_groups), (whole, of_batch)]
 
 

@@ -82,6 +82,6 @@ def test_a_plan_that_cannot_be_played_is_refused(wrong: dict):
 
 def test_a_named_world_is_the_same_again(conn: psycopg.Connection, settings: Settings):
     before = harness.provide(conn, settings, "gate", [800_000])
-    files = {path: path.read_bytes() for path in settings.snapshots.rglob("*.json")}
+    files = {path: path.read_bytes() for path in settings.tree.snapshots.rglob("*.json")}
     assert [s.id for s, _ in harness.provide(conn, settings, "gate", [800_000])] == [s.id for s, _ in before]
     assert {path: path.read_bytes() for path in files} == files

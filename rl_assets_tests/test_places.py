@@ -152,4 +152,4 @@ def test_without_a_store_nothing_is_fetched_and_the_lake_is_the_data_directory(
     assert archive_of(tmp_path / "art" / "0001") is None
     assert not bring(tmp_path / "art" / "0001")
     assert Settings.from_env().lake == tmp_path
-    assert Settings.from_env({"RL_ASSETS_STORE": "memory://b/c/"}).snapshots == place_of("memory://b/c/snapshots")
+    assert Settings.from_env({"RL_ASSETS_STORE": "memory://b/c/"}).tree.snapshots == place_of("memory://b/c/snapshots")

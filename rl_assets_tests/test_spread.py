@@ -24,6 +24,7 @@ from rl_assets.settings import RulerSettings, Settings
 from rl_assets.spread import spread, width
 from rl_assets.store.episodes import WindowPart
 from rl_assets.store.window_files import written_window
+from rl_assets.tree import WindowFiles
 from rl_assets.window_groups import Grouping, group_window
 from rl_assets_tests.store.made import SAMPLE, WINDOW
 
@@ -100,7 +101,7 @@ def a_window(directory: Path) -> Path:
         for scenario in ("lobby", None)
         for steps in (SAMPLE.steps, ())
     ]
-    with written_window(directory) as add:
+    with written_window(WindowFiles(directory)) as add:
         some = [replace(kinds[number * 7 % len(kinds)], trajectory_id=str(1000 + number)) for number in range(60)]
         add(WindowPart(some, [], dict.fromkeys((one.trajectory_id for one in some), "2026-11-23 08:30:00")))
     return directory / "trajectories.parquet"

@@ -66,7 +66,8 @@ def deployed_model(
             decided = advance(conn, line, probe) or decided
         else:
             # Written first: whoever waits for the decision may look at the report as soon as it is there.
-            report["report"] = dg.MetadataValue.path(str(write_batch_report(conn, lake.batch(batch.id), batch.id)))
+            written = write_batch_report(conn, lake.tree.batch(batch.id).directory, batch.id)
+            report["report"] = dg.MetadataValue.path(str(written))
             decided = carry_out(conn, batch, context.run.run_id)
         context.log.info(decided)
         health = confirm(conn, line, probe) or "no candidate is on its way"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from rl_assets.assets.columns import EPISODES
-from rl_assets.assets.shown import OWNERS, definition, links, picture, table
+from rl_assets.assets.shown import OWNERS, TREE, definition, links, picture, table
 from rl_assets.automation.partitions import BATCHES, EVERYTHING
 from rl_assets.places import Place
 from rl_assets.resources import Database, Lake
@@ -50,7 +50,7 @@ SEED = 20_260_101
     metadata=definition(
         "docs/training.md",
         table="rl_assets.evaluations",
-        file="batches/{batch}/evaluation.parquet",
+        file=TREE.batch("{batch}").evaluation,
         schema=EPISODES,
     ),
 )
@@ -62,14 +62,14 @@ def benchmark_evaluations(context: dg.AssetExecutionContext, database: Database,
     def progress(done: int, total: int) -> None:
         context.log.info(f"the gate: {done} of {total} episodes")
 
-    path = lake.batch(context.partition_key) / "evaluation.parquet"
+    path = lake.tree.batch(context.partition_key).evaluation
     with database.connect() as conn:
         elsewhere = links(context.partition_key, besides="benchmark_evaluations")
         batch = get_batch(conn, context.partition_key)
         found, episodes = evaluate(
             conn,
             batch,
-            lake.snapshots,
+            lake.tree.snapshots,
             path,
             most_snapshots=SNAPSHOTS,
             siblings=SIBLINGS,
@@ -136,9 +136,9 @@ def _report(lake: Lake, batch: "Batch", found: "Evaluation", episodes: list["Epi
 
     champion, everybody = str(Policy(batch.model_line, found.champion_step)), by_policy(episodes)
     ids = sorted({str(episode.snapshot_id) for episode in episodes})
-    worlds = {key: load_world(lake.snapshots, key) for key in ids}
+    worlds = {key: load_world(lake.tree.snapshots, key) for key in ids}
     ordered = {champion: everybody[champion], **everybody}
-    return write_comparison_report(lake.batch(batch.id) / "evaluation", ordered, worlds=worlds)
+    return write_comparison_report(lake.tree.batch(batch.id).comparison, ordered, worlds=worlds)
 
 
 def _summary(batch: "Batch", evaluation: "Evaluation") -> dict:

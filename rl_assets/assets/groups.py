@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from rl_assets.assets.columns import GROUPS
-from rl_assets.assets.shown import OWNERS, counts, definition, picture, plainly, read_hours, table
+from rl_assets.assets.shown import OWNERS, TREE, counts, definition, picture, plainly, read_hours, table
 from rl_assets.automation.partitions import HOURS
 from rl_assets.resources import Judge, Lake, Trainer
 
@@ -46,7 +46,7 @@ SHOWN = 400
             description="Grouping the episodes in reverse gives the same groups under the same names.",
         ),
     ],
-    metadata=definition("docs/concepts.md", file="windows/{hour}/groups.parquet", schema=GROUPS),
+    metadata=definition("docs/concepts.md", file=TREE.window("{hour}").groups, schema=GROUPS),
 )
 def grpo_groups(
     context: dg.AssetExecutionContext, lake: Lake, judge: Judge, trainer: Trainer
@@ -58,18 +58,16 @@ def grpo_groups(
 
     lost, unstable, spread = [], [], {}
     with plainly():
-        for window in read_hours(context, lake, "trajectories.parquet", "recorded_trajectories"):
-            directory = lake.window(window)
-            pnl = read_expected_pnl(directory / "trajectories.parquet")
-            grouping = Grouping(
-                directory / "trajectories.parquet", window, judge.members, recompute=trainer.recompute_logprobs
-            )
+        for window in read_hours(context, lake, lambda files: files.trajectories, "recorded_trajectories"):
+            files = lake.tree.window(window)
+            pnl = read_expected_pnl(files.trajectories)
+            grouping = Grouping(files.trajectories, window, judge.members, recompute=trainer.recompute_logprobs)
             grouped = group_window(grouping, len(pnl))
             if not grouped.stable:
                 unstable.append({"window": window})
             lost += _miscounted(window, pnl["trajectory_id"].to_pylist(), grouped.groups)
             groups = hold_back(grouped.groups, window, datetime.now(UTC), judge.members)
-            write_groups(directory / "groups.parquet", groups)
+            write_groups(files.groups, groups)
             spread |= _spread(groups, pnl)
             context.add_asset_metadata(
                 {
@@ -79,7 +77,7 @@ def grpo_groups(
                         "reason", Counter(str(g.reason) for g in groups if not g.trainable)
                     ),
                     "groups_by_members": counts("members", Counter(str(len(g.trajectory_ids)) for g in groups)),
-                    "file": dg.MetadataValue.path(str(directory / "groups.parquet")),
+                    "file": dg.MetadataValue.path(str(files.groups)),
                 },
                 partition_key=window,
             )

@@ -6,7 +6,7 @@ import dagster as dg
 
 from rl_assets.assets.columns import EPISODES
 from rl_assets.assets.evaluations import SEED, SIBLINGS, SNAPSHOTS
-from rl_assets.assets.shown import OWNERS, definition, picture, table
+from rl_assets.assets.shown import OWNERS, TREE, definition, picture, table
 from rl_assets.automation.partitions import EVERYTHING
 from rl_assets.resources import Database, Lake, Trainer
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
             "market before you believe a ranking.",
         )
     ],
-    metadata=definition("docs/concepts.md", file="leaderboard/episodes.parquet", schema=EPISODES),
+    metadata=definition("docs/concepts.md", file=TREE.leaderboard / "episodes.parquet", schema=EPISODES),
 )
 def benchmark_leaderboard(
     context: dg.AssetExecutionContext, database: Database, lake: Lake, trainer: Trainer
@@ -45,14 +45,14 @@ def benchmark_leaderboard(
     from rl_assets.reports.plots import pnl_by_policy
     from rl_assets.reports.runs import write_comparison_report
 
-    directory = lake.root / "leaderboard"
+    directory = lake.tree.leaderboard
     with database.connect() as conn:
         found = play_line(
             conn,
             trainer.line,
-            lake.snapshots,
+            lake.tree.snapshots,
             directory,
-            lambda batch_id: lake.batch(batch_id) / "evaluation.parquet",
+            lambda batch_id: lake.tree.batch(batch_id).evaluation,
             most_snapshots=SNAPSHOTS,
             siblings=SIBLINGS,
             seed=SEED,

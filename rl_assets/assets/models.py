@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from rl_assets.assets.columns import EPISODES, MODELS
-from rl_assets.assets.shown import OWNERS, counts, definition, links, picture, required, table
+from rl_assets.assets.shown import OWNERS, TREE, counts, definition, links, picture, required, table
 from rl_assets.assets.trajectories import replay_sample
 from rl_assets.automation.partitions import BATCHES, EVERYTHING
 from rl_assets.automation.policies import TRAINED, TRAINER
@@ -92,7 +92,7 @@ def base_policy(
         ),
     ],
     metadata=definition(
-        "docs/concepts.md", table="rl_assets.batches", file="batches/{batch}/episodes.parquet", schema=EPISODES
+        "docs/concepts.md", table="rl_assets.batches", file=TREE.batch("{batch}").episodes, schema=EPISODES
     ),
 )
 def training_batches(context: dg.AssetExecutionContext, database: Database, lake: Lake) -> dg.MaterializeResult:
@@ -109,11 +109,11 @@ def training_batches(context: dg.AssetExecutionContext, database: Database, lake
         manifest = Manifest.from_json(batch.manifest)
         claimed = claimed_ids(conn, batch.id)
         episodes = read_episodes(conn, manifest.trajectory_ids)
-        directory = lake.batch(batch.id)
-        write_episodes_parquet(directory / "episodes.parquet", [episodes[i] for i in manifest.trajectory_ids])
+        files = lake.tree.batch(batch.id)
+        write_episodes_parquet(files.episodes, [episodes[i] for i in manifest.trajectory_ids])
         silent = sum(episode.not_trainable == NO_LOGPROBS for episode in episodes.values())
-        write_json(directory / "manifest.json", {**manifest.to_json(), "without_logprobs": silent})
-        replayed, faults = replay_sample(list(episodes.values()), lake.snapshots, None)
+        write_json(files.manifest, {**manifest.to_json(), "without_logprobs": silent})
+        replayed, faults = replay_sample(list(episodes.values()), lake.tree.snapshots, None)
     astray = set(manifest.trajectory_ids) ^ set(claimed)
     rewards = {group.group_id: list(group.rewards) for group in manifest.groups}
     return dg.MaterializeResult(
@@ -131,8 +131,8 @@ def training_batches(context: dg.AssetExecutionContext, database: Database, lake
                 "snapshot", Counter(episode.snapshot_id or "none, live play" for episode in episodes.values())
             ),
             "rewards_within_groups": picture(group_spread(rewards, "Reward (0 to 1)")),
-            "file": dg.MetadataValue.path(str(directory / "episodes.parquet")),
-            "manifest": dg.MetadataValue.path(str(directory / "manifest.json")),
+            "file": dg.MetadataValue.path(str(files.episodes)),
+            "manifest": dg.MetadataValue.path(str(files.manifest)),
             **elsewhere,
         },
         check_results=[
@@ -200,7 +200,7 @@ def trained_models(
         batch = get_batch(conn, batch_id)
         manifest = Manifest.from_json(batch.manifest)
         path = required(
-            lake.batch(batch_id) / "episodes.parquet",
+            lake.tree.batch(batch_id).episodes,
             f"training_batches of {batch_id} is not there; materialize it before trained_models",
         )
         episodes = {episode.trajectory_id: episode for episode in read_episodes_parquet(path)}
@@ -222,7 +222,7 @@ def trained_models(
             if untrained:
                 kept = get_batch(conn, batch_id).result or {}
                 advance_batch(conn, batch_id, "trained", run_id=context.run.run_id, result={**kept, **result.summary()})
-    tracked = tracking.log_training(result, lake.batch(batch_id), lake.disk)
+    tracked = tracking.log_training(result, lake.tree.batch(batch_id).directory, lake.disk)
     context.log.info(f"Weights & Biases: {tracked}")
     faults = logprob_faults(episodes.values(), result)
     return dg.MaterializeResult(

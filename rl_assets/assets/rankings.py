@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import dagster as dg
 
 from rl_assets.assets.columns import RANKINGS
-from rl_assets.assets.shown import OWNERS, counts, definition, picture, read_hours, table
+from rl_assets.assets.shown import OWNERS, TREE, counts, definition, picture, read_hours, table
 from rl_assets.automation.partitions import HOURS
 from rl_assets.automation.policies import JUDGE, JUDGED
 from rl_assets.resources import Database, Judge, Lake
@@ -61,7 +61,7 @@ GROUPS_AT_ONCE = 500
     metadata=definition(
         "docs/judging.md",
         table="rl_assets.judgement_sets",
-        file="windows/{hour}/rankings.parquet",
+        file=TREE.window("{hour}").rankings,
         schema=RANKINGS,
     ),
 )
@@ -75,16 +75,16 @@ def judged_rankings(
     from rl_assets.store.window_files import read_groups, read_versions, window_episodes, write_rankings
 
     incomplete, unstable, swayed, by_policy = [], [], [], {}
-    for window in read_hours(context, lake, "groups.parquet", "grpo_groups"):
-        directory, rankings, unrepeated = lake.window(window), [], []
-        groups, versions = read_groups(directory / "groups.parquet"), read_versions(directory / "versions.parquet")
-        with window_episodes(directory / "trajectories.parquet") as episodes:
+    for window in read_hours(context, lake, lambda files: files.groups, "grpo_groups"):
+        files, rankings, unrepeated = lake.tree.window(window), [], []
+        groups, versions = read_groups(files.groups), read_versions(files.versions)
+        with window_episodes(files.trajectories) as episodes:
             ordered = episodes.by_place(groups)
             # So many groups at a time: an hour may hold more episodes than memory.
             some = [ordered[start : start + GROUPS_AT_ONCE] for start in range(0, len(ordered), GROUPS_AT_ONCE)]
             parts = [Part(each, episodes.rows(each)) for each in some]
         among = min(width(), max(len(parts), 1))
-        judging = Judging(judge.chosen, directory / "trajectories.parquet", database.url, among)
+        judging = Judging(judge.chosen, files.trajectories, database.url, among)
         with database.connect() as conn:
             ranker = judge.build(conn)  # which ranks nothing itself: the parts have connections of their own
         for found in spread(judging, parts):
@@ -103,7 +103,7 @@ def judged_rankings(
         if faults or unrepeated:
             continue
         # Each hour as soon as it is judged: a range may take longer than a run may.
-        write_rankings(directory / "rankings.parquet", judgement)
+        write_rankings(files.rankings, judgement)
         with database.connect() as conn:
             earlier = _earlier(conn, judgement)
             offered = record_judgements(conn, judgement, versions)
@@ -120,7 +120,7 @@ def judged_rankings(
                 "episodes_newly_offered": offered,
                 "agreement_with_earlier_sets": table(earlier),
                 **_agreement(earlier),
-                "file": dg.MetadataValue.path(str(directory / "rankings.parquet")),
+                "file": dg.MetadataValue.path(str(files.rankings)),
                 **told,
             },
             partition_key=window,

@@ -1,7 +1,8 @@
 """How assets tell what they did: tables, pictures, files, and failures in one sentence."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -10,6 +11,7 @@ import dagster as dg
 from rl_assets.errors import DatabaseError, RlAssetsError
 from rl_assets.places import Place
 from rl_assets.redact import redact
+from rl_assets.tree import Tree, WindowFiles
 
 if TYPE_CHECKING:
     from rl_assets.resources import Lake
@@ -18,25 +20,27 @@ OWNERS = ["team:market-agents"]
 MOST_PICTURES = 16
 """Partitions of a run that are drawn: a picture takes 0.4 s of CPU, and a range may be hundreds."""
 NOT_DRAWN = f"not drawn: a run draws its first {MOST_PICTURES} partitions; materialize this one alone to see it"
+TREE = Tree(Path())
+"""Paths in it are told below the root of the data (RL_ASSETS_STORE)."""
 OF_A_BATCH = ("training_batches", "trained_models", "benchmark_evaluations")
 """Assets that have a partition per batch."""
 
 
 def definition(
-    docs: str, *, table: str | None = None, file: str | None = None, schema: dg.TableSchema | None = None
+    docs: str, *, table: str | None = None, file: "Place | None" = None, schema: dg.TableSchema | None = None
 ) -> dict[str, Any]:
     """What an asset's definition tells beside its description.
 
-    docs: a page of this repository. table: where its rows are in Postgres. file: below the root of the data
-    (RL_ASSETS_STORE), with what differs by partition in braces. schema: columns of the file, or else of the table.
+    docs: a page of this repository. table: where its rows are in Postgres. file: in `TREE`, with what differs
+    by partition in braces. schema: columns of the file, or else of the table.
     """
     told: dict[str, Any] = {"docs": dg.MetadataValue.path(docs)}
     if table is not None:
         told["dagster/table_name"] = table
     if file is not None:
-        told["dagster/uri"] = file
+        told["dagster/uri"] = str(file)
     if schema is not None:
-        told |= {"dagster/column_schema": schema, "columns_are_of": file or table}
+        told |= {"dagster/column_schema": schema, "columns_are_of": str(file or table)}
     return told
 
 
@@ -87,17 +91,19 @@ def required(path: Place, sentence: str) -> Place:
     return path
 
 
-def read_hours(context: dg.AssetExecutionContext, lake: "Lake", name: str, asset: str) -> list[str]:
+def read_hours(
+    context: dg.AssetExecutionContext, lake: "Lake", file: "Callable[[WindowFiles], Place]", asset: str
+) -> list[str]:
     """Of the hours that are asked for, those of which an asset has written its file.
 
     The others are told as having no rows: a range to be judged again holds quiet hours, which nobody ever read. Fails
     where none is left.
     """
-    hours = [hour for hour in context.partition_keys if (lake.window(hour) / name).is_file()]
+    hours = [hour for hour in context.partition_keys if file(lake.tree.window(hour)).is_file()]
     if not hours:
         hour = context.partition_keys[0]
         sentence = f"{asset} of {hour} is not there; materialize it before {context.asset_key.to_user_string()}"
-        required(lake.window(hour) / name, sentence)
+        required(file(lake.tree.window(hour)), sentence)
     for hour in context.partition_keys:
         if hour not in hours:
             note = f"skipped: no {asset} of this hour, in which nothing was recorded when it was looked at"

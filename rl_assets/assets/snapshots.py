@@ -6,7 +6,7 @@ from dataclasses import asdict
 import dagster as dg
 
 from rl_assets.assets.columns import SNAPSHOT
-from rl_assets.assets.shown import MOST_PICTURES, NOT_DRAWN, OWNERS, definition, picture, table
+from rl_assets.assets.shown import MOST_PICTURES, NOT_DRAWN, OWNERS, TREE, definition, picture, table
 from rl_assets.automation.partitions import SNAPSHOTS
 from rl_assets.resources import Database, Lake
 
@@ -40,7 +40,10 @@ CHECKS = {
         )
     ],
     metadata=definition(
-        "docs/concepts.md", table="rl_assets.snapshots", file="snapshots/{snapshot}/public.json", schema=SNAPSHOT
+        "docs/concepts.md",
+        table="rl_assets.snapshots",
+        file=TREE.snapshots / "{snapshot}" / "public.json",
+        schema=SNAPSHOT,
     ),
 )
 def benchmark_snapshots(
@@ -95,7 +98,7 @@ def benchmark_snapshots(
         if leaks:
             raise dg.Failure(f"these worlds leak ({leaks[0].detail}); see the check", allow_retries=False)
         for key in keys:
-            path = save_snapshot(lake.snapshots, *worlds[key])
+            path = save_snapshot(lake.tree.snapshots, *worlds[key])
             row = registered[key]
             context.add_asset_metadata(
                 {

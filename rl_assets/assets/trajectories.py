@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from rl_assets.assets.columns import BABYLON_TRAJECTORIES, TRAJECTORIES
-from rl_assets.assets.shown import OWNERS, counts, definition, picture, table
+from rl_assets.assets.shown import OWNERS, TREE, counts, definition, picture, table
 from rl_assets.automation.partitions import EVERYTHING, HOURS
 from rl_assets.automation.policies import DATABASE, HOURLY
 from rl_assets.places import Place
 from rl_assets.resources import Database, Lake
+from rl_assets.tree import WindowFiles
 
 if TYPE_CHECKING:
     from rl_assets.episodes import Episode
@@ -60,7 +61,7 @@ babylon_trajectories = dg.AssetSpec(
             description="No row of the window was rejected. A rejected row stops nothing; look at quarantine.parquet.",
         ),
     ],
-    metadata=definition("docs/concepts.md", file="windows/{hour}/trajectories.parquet", schema=TRAJECTORIES),
+    metadata=definition("docs/concepts.md", file=TREE.window("{hour}").trajectories, schema=TRAJECTORIES),
 )
 def recorded_trajectories(
     context: dg.AssetExecutionContext, database: Database, lake: Lake
@@ -74,18 +75,18 @@ def recorded_trajectories(
     pnl: dict[str, array] = {}
     with database.connect() as conn:
         for window in context.partition_keys:
-            directory, found = lake.window(window), _Found()
-            with written_window(directory) as add:
+            files, found = lake.tree.window(window), _Found()
+            with written_window(files) as add:
                 for read in read_window(conn, window):
-                    part = without_unknown(conn, read, lake.snapshots)
+                    part = without_unknown(conn, read, lake.tree.snapshots)
                     add(part)
                     found.add(part)
-            count, wrong = replay_sample(found.sample, lake.snapshots, REPLAYED)
+            count, wrong = replay_sample(found.sample, lake.tree.snapshots, REPLAYED)
             replayed, faults = replayed + count, faults + wrong
             reasons.update(found.rejected)
             for policy, values in found.pnl.items():
                 pnl.setdefault(policy, array("d")).extend(values)
-            context.add_asset_metadata(found.described(directory), partition_key=window)
+            context.add_asset_metadata(found.described(files), partition_key=window)
     yield dg.AssetCheckResult(
         check_name="replay_sample",
         passed=not faults,
@@ -148,7 +149,7 @@ class _Found:
         played = ((e.content_hash, e.trajectory_id, e) for e in part.episodes if e.snapshot_id is not None)
         self._first = nsmallest(REPLAYED, chain(self._first, played), key=lambda one: one[:2])
 
-    def described(self, directory: Place) -> dict:
+    def described(self, files: WindowFiles) -> dict:
         return {
             "dagster/row_count": self._episodes,
             "episodes_by_policy": counts("policy", self._by_policy),
@@ -156,5 +157,5 @@ class _Found:
             "quarantined_by_reason": counts("reason", self.rejected),
             "agent_ticks": self._ticks,
             "play_seconds": round(self._seconds, 1),
-            "file": dg.MetadataValue.path(str(directory / "trajectories.parquet")),
+            "file": dg.MetadataValue.path(str(files.trajectories)),
         }

@@ -109,7 +109,7 @@ def _chosen(
     from rl_assets.market.snapshot import SPLITS, load_world
 
     if ids:
-        return [load_world(settings.snapshots, key) for key in dict.fromkeys(ids)]
+        return [load_world(settings.tree.snapshots, key) for key in dict.fromkeys(ids)]
     seeds = SPLITS[split]
     start = seeds.start if first is None else first
     if start not in seeds or start + count > seeds.stop:

@@ -250,7 +250,7 @@ def _show_end(conn: psycopg.Connection, settings: Settings, batch: Batch, played
     flat = [(name, value) for name, value in result.items() if isinstance(value, (str, int, float, bool))]
     show_table(f"{batch.id}: {batch.state}", ("", ""), flat)
     console().print(f"live model: {live.model_line} step {live.step} (before: step {played.model.step})")
-    report = settings.lake / "batches" / batch.id / "report.html"
+    report = settings.tree.batch(batch.id).report
     if report.is_file():
         console().print(f"report: {report}")
 

@@ -46,7 +46,7 @@ def serve(snapshot_ids: tuple[str, ...], port: int, host: str, url: str | None, 
     settings = Settings.from_env()
     key = os.environ.get(JOIN_KEY) or None
     _check_exposure(host, url, key)
-    worlds = [load_world(settings.snapshots, snapshot_id) for snapshot_id in snapshot_ids]
+    worlds = [load_world(settings.tree.snapshots, snapshot_id) for snapshot_id in snapshot_ids]
     check_port(host, port)
     logging.getLogger("a2a").setLevel(logging.CRITICAL)  # it logs what callers send
     lines = frozenset({settings.model_line})

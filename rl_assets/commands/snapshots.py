@@ -50,7 +50,7 @@ def import_(file: Path) -> None:
     from rl_assets.market.snapshot import save_snapshot
     from rl_assets.settings import Settings
 
-    root = Settings.from_env().snapshots
+    root = Settings.from_env().tree.snapshots
     snapshot, truth = import_babylon(file)
     save_snapshot(root, snapshot, truth)
     checks = audit_imported(snapshot, truth)
@@ -92,7 +92,7 @@ def audit(snapshot_ids: tuple[str, ...], skill: bool, leakage: bool) -> int:
     from rl_assets.market.snapshot import IMPORTED, load_snapshot, load_truth
     from rl_assets.settings import Settings
 
-    root = Settings.from_env().snapshots
+    root = Settings.from_env().tree.snapshots
     on_disk = sorted(path.parent.name for path in root.glob("*/public.json"))
     names = snapshot_ids or tuple(name for name in on_disk if not name.startswith(IMPORTED))
     if leakage and len(names) < LEAST_WORLDS:

@@ -14,6 +14,7 @@ from rl_assets.registry.gate import Decision
 from rl_assets.reports.page import Picture, number, render, write_page
 from rl_assets.reports.summary import by_policy, shown_intervals, summarise
 from rl_assets.store.episode_files import read_episodes_parquet
+from rl_assets.tree import BatchFiles
 
 if TYPE_CHECKING:
     import psycopg
@@ -50,7 +51,7 @@ def write_batch_report(conn: psycopg.Connection, directory: Place, batch_id: str
         result=batch.result or {},
         decision=found.decision.to_json(),
         champion=Policy(model.model_line, found.champion_step),
-        episodes=read_episodes_parquet(directory / "evaluation.parquet"),
+        episodes=read_episodes_parquet(BatchFiles(directory).evaluation),
     )
 
 
@@ -109,7 +110,7 @@ def render_batch_report(
             f"Rewards of the members of {len(manifest.groups)} groups",
         ),
     )
-    return write_page(directory / "report.html", page)
+    return write_page(BatchFiles(directory).report, page)
 
 
 def _told(manifest: Manifest, model: Model, updates: int, result: Mapping[str, Any]) -> list[tuple[str, object]]:

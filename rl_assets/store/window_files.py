@@ -1,9 +1,6 @@
 """The files of one window, of any size: written while it is read, and read back by columns or by a few episodes.
 
-trajectories.parquet   its episodes, in order of trajectory id, each with why GRPO cannot use it, if it cannot
-quarantine.parquet     the rows that are no episodes, with the reason
-versions.parquet       of each row, when it had last changed
-groups.parquet         who is compared with whom
+Episodes are in order of trajectory id, each with why GRPO cannot use it, if it cannot.
 """
 
 from __future__ import annotations
@@ -24,6 +21,7 @@ from rl_assets.judging import JudgementSet
 from rl_assets.places import Place, local_file, whole_file
 from rl_assets.store.episode_files import EPISODES, ROWS_AT_ONCE, episodes_of, episodes_table, parquet_file, readable
 from rl_assets.store.episodes import WindowPart
+from rl_assets.tree import WindowFiles
 
 TRAJECTORIES = EPISODES.append(pa.field("not_trainable", pa.string()))
 VERSIONS = pa.schema({"trajectory_id": pa.string(), "version": pa.string()})
@@ -57,7 +55,7 @@ _COMMON = ("snapshot_id", "prompt_version", "scenario_id", "not_trainable")
 
 
 @contextmanager
-def written_window(directory: Place) -> Iterator[Callable[[WindowPart], None]]:
+def written_window(files: WindowFiles) -> Iterator[Callable[[WindowPart], None]]:
     """What takes the parts of a window, one after the other; its files are whole at the end, or as they were before.
 
     Raises RlAssetsError if the disk is full or not writable.
@@ -65,9 +63,9 @@ def written_window(directory: Place) -> Iterator[Callable[[WindowPart], None]]:
     # The last to be entered is the first in its place: a crash in between leaves versions that are too old, and such
     # rows are read again.
     with (
-        _rows(directory / "versions.parquet", VERSIONS) as versions,
-        _rows(directory / "quarantine.parquet", QUARANTINE) as quarantine,
-        _rows(directory / "trajectories.parquet", TRAJECTORIES) as trajectories,
+        _rows(files.versions, VERSIONS) as versions,
+        _rows(files.quarantine, QUARANTINE) as quarantine,
+        _rows(files.trajectories, TRAJECTORIES) as trajectories,
     ):
 
         def add(part: WindowPart) -> None:

@@ -149,7 +149,7 @@ def data(conn: psycopg.Connection, settings: Settings) -> Iterator[Finding]:
     broken: list[str] = []
     for row in rows:
         try:
-            load_world(settings.snapshots, row.id)
+            load_world(settings.tree.snapshots, row.id)
         except RlAssetsError as error:
             broken.append(str(error))
     detail = f"{len(broken)} of {len(rows)} are broken, first: {broken[0]}" if broken else f"all {len(rows)} are whole"

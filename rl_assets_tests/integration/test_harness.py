@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -10,9 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from rl_assets import harness
 from rl_assets.episodes import Episode
-from rl_assets.harness import Plan
 from rl_assets.services import databases
 from rl_assets.settings import Settings
 from rl_assets.store.database import connect
@@ -22,7 +21,9 @@ from rl_assets_tests.processes import a_reachable_directory, left_running, query
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(1800)]
 
-SMALL = ["harness", "--train", "--snapshots", "4", "--siblings", "4", "--gate-snapshots", "4"]
+SIZE = ["--snapshots", "4", "--siblings", "4", "--gate-snapshots", "4"]
+SMALL = ["harness", "--train", *SIZE]
+DIGEST = re.compile(r"digest of what was played: ([0-9a-f]+)")
 
 
 @pytest.fixture(scope="module")
@@ -43,20 +44,19 @@ def test_below_the_threshold_nothing_is_trained_and_the_code_says_so(below: tupl
 
 def test_a_seed_is_played_alike_by_any_process(below: tuple[Path, int, str]):
     data, _, said = below
-    plan = Plan(snapshots=4, siblings=4, gate_snapshots=4, seed=7)
-    settings = Settings(data)
-    with databases(settings) as urls, connect(urls.babylon) as conn:
-        model = harness.live_model(conn, settings, lambda *_: None)
-        here = harness.run(conn, settings, plan, model, lambda *_: None)
+    code, said_again = run(data, "harness", *SIZE, "--seed", "7")
+    assert code == 0, said_again
+    (digest,), (digest_again,) = DIGEST.findall(said), DIGEST.findall(said_again)
+    assert digest == digest_again
+    with databases(Settings(data)) as urls, connect(urls.babylon) as conn:
         ids = [identity for (identity,) in conn.execute('SELECT "trajectoryId" FROM trajectories')]
-        by_play: dict[tuple, dict[bool, Episode]] = {}
+        by_play: dict[tuple, list[Episode]] = {}
         for episode in read_episodes(conn, ids).values():
             play = str(episode.policy), str(episode.snapshot_id), episode.sibling
-            by_play.setdefault(play, {})[episode.trajectory_id in here.trajectory_ids] = episode
-        for play, both in sorted(by_play.items()):
-            for there, mine in zip(both[False].steps, both[True].steps, strict=True):
-                assert replace(mine, latency_ms=there.latency_ms) == there, play
-        assert f"digest of what was played: {here.digest}" in said
+            by_play.setdefault(play, []).append(episode)
+        for play, (one, other) in sorted(by_play.items()):
+            for there, here in zip(one.steps, other.steps, strict=True):
+                assert replace(here, latency_ms=there.latency_ms) == there, play
         assert [row.split for row in list_snapshots(conn, split="train")] == ["train"] * 4
 
 

@@ -29,7 +29,7 @@ def lake(tmp_path: Path) -> Lake:
     """A window with three groups of five."""
     made = [[episode(f"{name}{n}", 20 * n + 10, system=name) for n in range(5)] for name in ("one", "two", "bad")]
     lake = Lake(directory=str(tmp_path))
-    directory = lake.window(WINDOW)
+    directory = lake.tree.window(WINDOW).directory
     directory.mkdir(parents=True)
     write_episodes_parquet(directory / "trajectories.parquet", [e for members in made for e in members])
     groups = [grouped(members, like=members[0].system, planted=members is made[0]) for members in made]

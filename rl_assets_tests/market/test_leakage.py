@@ -111,7 +111,7 @@ def test_every_source_speaks_in_these_worlds(worlds):
 
 def test_the_command_line_audits_what_is_on_disk(worlds, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("RL_ASSETS_DATA", str(tmp_path))
-    root = Settings.from_env().snapshots
+    root = Settings.from_env().tree.snapshots
     for snapshot, truth in worlds[:4]:
         save_snapshot(root, snapshot, truth)
     assert cli.run(["snapshots", "audit", "--leakage"]) == cli.BAD_INPUT

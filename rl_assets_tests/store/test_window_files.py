@@ -28,6 +28,7 @@ from rl_assets.store.window_files import (
     write_rankings,
     written_window,
 )
+from rl_assets.tree import WindowFiles
 from rl_assets_tests.store.made import SAMPLE, WINDOW, an_episode, episodes
 
 KINDS = (
@@ -53,7 +54,7 @@ def numbered(kinds: list[Episode]) -> list[Episode]:
 @given(st.lists(st.lists(episodes(), max_size=3), max_size=3))
 def test_what_is_written_in_parts_is_read_as_one(tmp_path: Path, parts: list[list[Episode]]):
     reject = Reject("1", "bad_json", "stepsJson: ...", "[")
-    with written_window(tmp_path) as add:
+    with written_window(WindowFiles(tmp_path)) as add:
         for part in parts:
             add(part_of(part, [reject]))
     path = tmp_path / "trajectories.parquet"
@@ -70,12 +71,12 @@ def test_rows_are_written_as_they_come_and_a_stopped_reading_leaves_what_was_the
 ):
     monkeypatch.setattr(window_files, "ROWS_AT_ONCE", 4)
     some = [an_episode() for _ in range(10)]
-    with written_window(tmp_path) as add:
+    with written_window(WindowFiles(tmp_path)) as add:
         for start in range(0, 10, 2):
             add(part_of(some[start : start + 2]))
     with pq.ParquetFile(tmp_path / "trajectories.parquet") as file:
         assert [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)] == [4, 4, 2]
-    with pytest.raises(psycopg.OperationalError), written_window(tmp_path) as add:
+    with pytest.raises(psycopg.OperationalError), written_window(WindowFiles(tmp_path)) as add:
         add(part_of(some[:6]))
         raise psycopg.OperationalError
     assert read_episodes_parquet(tmp_path / "trajectories.parquet") == some
@@ -89,7 +90,7 @@ def test_rows_are_written_as_they_come_and_a_stopped_reading_leaves_what_was_the
 @given(st.lists(st.sampled_from(KINDS), max_size=30), st.integers(2, 9))
 def test_grouping_by_columns_is_grouping_of_episodes(tmp_path: Path, kinds: list[Episode], group_size: int):
     some = numbered(kinds)
-    with written_window(tmp_path) as add:
+    with written_window(WindowFiles(tmp_path)) as add:
         add(part_of(some))
     groups = deal(read_alike(tmp_path / "trajectories.parquet"), window_id=WINDOW, group_size=group_size)
     assert groups == build_groups(some, window_id=WINDOW, group_size=group_size)
@@ -102,7 +103,7 @@ def test_grouping_by_columns_is_grouping_of_episodes(tmp_path: Path, kinds: list
 def test_a_few_groups_are_read_at_a_time_wherever_their_members_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(window_files, "ROWS_AT_ONCE", 3)
     some = numbered([KINDS[number % 3] for number in range(20)])
-    with written_window(tmp_path) as add:
+    with written_window(WindowFiles(tmp_path)) as add:
         for one in some:
             add(part_of([one]))
     groups = build_groups(some, window_id=WINDOW, group_size=4)
