@@ -24,8 +24,8 @@ from a2a.types import AgentCard, DataPart, Message, Part, Role, Task, TaskQueryP
 
 from rl_assets import outbound
 from rl_assets.a2a.card import EXTENSION
-from rl_assets.a2a.params import shown
 from rl_assets.errors import ConfigurationError, RlAssetsError
+from rl_assets.text import printable
 
 MOST_BYTES = 4 * 2**20
 """Of an answer."""
@@ -134,12 +134,12 @@ async def connect(url: str) -> AsyncIterator[Remote]:
         except (A2AClientError, TimeoutError, ValueError) as error:
             raise RemoteError(_trouble(url, error)) from error
         if not (card.protocol_version or "").startswith(f"{PROTOCOL}."):
-            said = shown(card.protocol_version or "no version")
+            said = printable(card.protocol_version or "no version")
             raise RemoteError(f"{base} speaks A2A {said}; this client speaks {PROTOCOL}: play a server that does")
         if _origin(_parsed(card.url)) != _origin(base):
             raise RemoteError(
-                f"the agent card of {base} sends requests to another host ({shown(card.url)}); if you trust that one, "
-                "play its own URL"
+                f"the agent card of {base} sends requests to another host ({printable(card.url)}); if you trust "
+                "that one, play its own URL"
             )
         try:
             client = ClientFactory(ClientConfig(httpx_client=http, streaming=False)).create(card)
@@ -152,7 +152,7 @@ def read_url(text: str) -> httpx.URL:
     """A server's URL as a person typed it. Raises ConfigurationError, without repeating a password."""
     url = _parsed(text)
     if url.scheme not in ("http", "https") or not url.host or url.userinfo or url.query or url.fragment:
-        given = "this" if "@" in text else repr(shown(text))
+        given = "this" if "@" in text else repr(printable(text))
         raise ConfigurationError(
             f"{given} is not the URL of a server; write it like http://127.0.0.1:41241 or https://example.org, "
             "without a password or query"
@@ -182,7 +182,7 @@ def _result(operation: str, answer: Task | Message) -> Any:
     if answer.status.state is not TaskState.completed:
         said = _texts(answer.status.message.parts) if answer.status.message is not None else ""
         raise RemoteRefusal(
-            shown(said.removeprefix("Error: "), 400) or f"{operation} ended as {answer.status.state.value}"
+            printable(said.removeprefix("Error: "), 400) or f"{operation} ended as {answer.status.state.value}"
         )
     for artifact in answer.artifacts or []:
         for part in artifact.parts:
@@ -198,7 +198,7 @@ def _said(answer: Task | Message) -> Said:
     state, message = answer.status.state, answer.status.message
     told = message.parts if message is not None else []
     if state not in (TaskState.completed, TaskState.input_required):
-        raise RemoteRefusal(shown(_texts(told), 400) or f"the agent's task ended as {state.value}")
+        raise RemoteRefusal(printable(_texts(told), 400) or f"the agent's task ended as {state.value}")
     made = [part for artifact in answer.artifacts or [] for part in artifact.parts]
     asking = state is TaskState.input_required
     return Said(_words(told if asking or not made else made), answer.context_id, answer.id if asking else None)
@@ -219,8 +219,8 @@ def _texts(parts: list[Part]) -> str:
 
 
 def _trouble(url: str, error: Exception) -> str:
-    reason = "no answer in time" if isinstance(error, TimeoutError) else shown(str(error) or repr(error), 300)
-    return f"{shown(url)} cannot be played: {reason}; see whether a server runs there and speaks A2A {PROTOCOL}"
+    reason = "no answer in time" if isinstance(error, TimeoutError) else printable(str(error) or repr(error), 300)
+    return f"{printable(url)} cannot be played: {reason}; see whether a server runs there and speaks A2A {PROTOCOL}"
 
 
 class _Bounded(httpx.AsyncBaseTransport):

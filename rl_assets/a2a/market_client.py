@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from rl_assets.a2a.client import Remote, RemoteError
-from rl_assets.a2a.params import shown
-from rl_assets.agents.remote import as_text
 from rl_assets.errors import RlAssetsError
 from rl_assets.market.config import WorldConfig
+from rl_assets.text import printable, whole
 
 POLL_SECONDS = 0.5
 """Between two looks at whether a market has opened."""
@@ -58,7 +57,7 @@ async def join(remote: Remote, name: str, key: str | None) -> Joined:
     market = field(told, "market", dict, of)
     joined = Joined(
         token=field(told, "token", str, of),
-        rules=as_text(field(told, "rules", str, of)),
+        rules=whole(field(told, "rules", str, of)),
         market=market,
         config=read_config(market),
         clock=read_clock(told, of),
@@ -74,7 +73,7 @@ def read_config(market: dict[str, Any]) -> WorldConfig:
     try:
         return WorldConfig(**market)
     except (TypeError, ValueError, RlAssetsError) as error:
-        raise unreadable("answer to join", shown(str(error), 200)) from error
+        raise unreadable("answer to join", printable(str(error), 200)) from error
 
 
 def read_clock(answer: Any, of: str = "answer") -> Clock:
@@ -86,7 +85,7 @@ def read_clock(answer: Any, of: str = "answer") -> Clock:
         open=field(told, "open", bool, "clock"),
         acted=field(told, "acted", bool, "clock"),
         finished=finished,
-        observation="" if finished else as_text(field(told, "observation", str, "clock")),
+        observation="" if finished else whole(field(told, "observation", str, "clock")),
         result=field(told, "result", dict, "clock") if finished else {},
     )
 

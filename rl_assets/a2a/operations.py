@@ -26,9 +26,9 @@ from rl_assets.a2a.params import (
     SellShares,
     Status,
     parse,
-    shown,
 )
 from rl_assets.a2a.session import Refused, Session
+from rl_assets.text import printable
 
 
 def get_clock(session: Session, params: NoParams) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def find(command: Command) -> Operation:
     operation = OPERATIONS.get(command.operation)
     if operation is None:
         known = ", ".join([JOIN, *OPERATIONS])
-        raise Refused(f"Unsupported operation: {shown(command.operation)}; choose from {known}")
+        raise Refused(f"Unsupported operation: {printable(command.operation)}; choose from {known}")
     return operation
 
 

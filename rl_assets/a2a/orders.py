@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from rl_assets.a2a.params import BuyShares, ClosePosition, CreatePost, JoinGroup, OpenPosition, SellShares, shown
+from rl_assets.a2a.params import BuyShares, ClosePosition, CreatePost, JoinGroup, OpenPosition, SellShares
 from rl_assets.a2a.session import Refused, Session
 from rl_assets.market.engine import Do, Engine, money
+from rl_assets.text import printable
 
 
 def buy_shares(session: Session, params: BuyShares) -> dict[str, Any]:
@@ -76,7 +77,7 @@ def join_group(session: Session, params: JoinGroup) -> dict[str, Any]:
     if not channels:
         raise Refused("this market has no group chats; its sources post to the feed alone")
     if params.groupId not in channels:
-        raise Refused(f"{shown(params.groupId)!r} is no group chat here; choose from {', '.join(channels)}")
+        raise Refused(f"{printable(params.groupId)!r} is no group chat here; choose from {', '.join(channels)}")
     before = session.engine
     after = session.place(Do.JOIN, channels.index(params.groupId), 0.0)
     return {"groupId": params.groupId, **_paid(session, before, after)}
@@ -141,14 +142,14 @@ def _market(session: Session, name: str) -> int:
 
 def _instrument(session: Session, name: str, names: tuple[str, ...], kind: str) -> int:
     if name not in names:
-        raise Refused(f"{shown(name)!r} is no {kind} here; choose from {', '.join(names) or 'none'}")
+        raise Refused(f"{printable(name)!r} is no {kind} here; choose from {', '.join(names) or 'none'}")
     return session.room.config.instruments.index(name)
 
 
 def _prediction_position(session: Session, identity: str) -> tuple[int, str]:
     name, _, outcome = identity.partition("-")
     if outcome not in ("yes", "no"):
-        raise Refused(f"{shown(identity)!r} is not a position id such as A-yes or P; getPositions lists yours")
+        raise Refused(f"{printable(identity)!r} is not a position id such as A-yes or P; getPositions lists yours")
     return _market(session, name), outcome.upper()
 
 

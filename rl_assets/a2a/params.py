@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from rl_assets.a2a.session import Refused
+from rl_assets.text import printable
 
 Name = Annotated[str, Field(max_length=40)]
 Dollars = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False, strict=True)]
@@ -14,8 +15,6 @@ _upper = BeforeValidator(lambda value: value.upper() if isinstance(value, str) e
 Side = Annotated[Literal["YES", "NO"], _upper]
 Direction = Annotated[Literal["LONG", "SHORT"], _upper]
 MOST_POSTS = 100
-SHOWN = 60
-"""Characters of a caller's text that an error repeats."""
 
 
 class Params(BaseModel):
@@ -96,11 +95,6 @@ def parse(model: type[P], params: dict[str, Any]) -> P:
     try:
         return model.model_validate(params)
     except ValidationError as error:
-        faults = [f"{shown('.'.join(map(str, e['loc'])))}: {e['msg']}" for e in error.errors()[:5]]
+        faults = [f"{printable('.'.join(map(str, e['loc'])))}: {e['msg']}" for e in error.errors()[:5]]
         known = ", ".join(model.model_fields) or "none"
         raise Refused(f"parameters are wrong ({'; '.join(faults)}); this operation takes: {known}") from error
-
-
-def shown(text: str, most: int = SHOWN) -> str:
-    """A stranger's text as we may repeat it: short, and printable."""
-    return "".join(c if c.isprintable() else "\ufffd" for c in text[:most]) + ("…" if len(text) > most else "")

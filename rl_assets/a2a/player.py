@@ -13,7 +13,7 @@ import numpy as np
 
 from rl_assets.a2a.client import Remote, RemoteRefusal
 from rl_assets.a2a.market_client import Clock, field, join, moved, number, opened, read_clock, unreadable
-from rl_assets.a2a.params import MOST_POSTS, shown
+from rl_assets.a2a.params import MOST_POSTS
 from rl_assets.agents.reference import DRAWS, Seat, rule
 from rl_assets.agents.remote import NoAnswer
 from rl_assets.errors import RlAssetsError
@@ -23,6 +23,7 @@ from rl_assets.market.engine import Do, Orders
 from rl_assets.market.snapshot import Post
 from rl_assets.market.sources import RELIABILITY
 from rl_assets.market.streams import uniform_draws
+from rl_assets.text import printable
 
 TIMEOUT_SECONDS = 120.0
 """How long a model may take to answer."""
@@ -96,7 +97,7 @@ class ModelDecider:
                 try:
                     reply = await conversation.reply(clock.observation)
                 except NoAnswer as error:
-                    reason = shown(str(error), 200)
+                    reason = printable(str(error), 200)
                     raise RlAssetsError(
                         f"{self._model} does not answer ({reason}); check --base-url and --model"
                     ) from error
@@ -187,7 +188,7 @@ async def look(remote: Remote, config: WorldConfig, tick: int) -> RemoteMarket:
             world=np.zeros(1, int),
         )
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise unreadable("state", shown(repr(error), 200)) from error
+        raise unreadable("state", printable(repr(error), 200)) from error
 
 
 async def as_operation(remote: Remote, orders: Orders, config: WorldConfig) -> tuple[str, dict[str, Any]]:

@@ -9,9 +9,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from rl_assets.a2a.client import Remote, RemoteError, RemoteRefusal, Said, connect, read_url
-from rl_assets.agents.remote import Begin, NoAnswer, as_text
+from rl_assets.agents.remote import Begin, NoAnswer
 from rl_assets.agents.reply import Reply
 from rl_assets.episodes import Policy, Sampling
+from rl_assets.text import whole
 
 
 class A2AAgent:
@@ -49,4 +50,4 @@ class _Conversation:
         except (RemoteError, RemoteRefusal) as error:
             raise NoAnswer(str(error)) from error
         self._rules = None
-        return Reply(as_text(self._last.text))
+        return Reply(whole(self._last.text))

@@ -13,9 +13,10 @@ from openai import AsyncOpenAI, OpenAIError
 from openai.types.chat import ChatCompletion
 
 from rl_assets import outbound
-from rl_assets.agents.remote import Begin, NoAnswer, as_text
+from rl_assets.agents.remote import Begin, NoAnswer
 from rl_assets.agents.reply import Reply
 from rl_assets.episodes import Policy, Sampling
+from rl_assets.text import whole
 
 LONGEST_WAIT_SECONDS = 120.0
 """Before one more attempt, at most: what the client grants to a server that says when to come again."""
@@ -164,9 +165,7 @@ def _read(response: object, cut_off_counts: bool) -> Reply:
     tokens, logprobs = _logprobs(choice)
     used = getattr(response, "usage", None)
     count = getattr(used, "prompt_tokens", None)
-    return Reply(
-        as_text(content or ""), tokens, logprobs, count if isinstance(count, int) and 0 <= count < 2**31 else 0
-    )
+    return Reply(whole(content or ""), tokens, logprobs, count if isinstance(count, int) and 0 <= count < 2**31 else 0)
 
 
 def _logprobs(choice: Any) -> tuple[tuple[int, ...], tuple[float, ...]]:

@@ -15,8 +15,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from rl_assets.a2a.params import shown
 from rl_assets.settings import REPOSITORY
+from rl_assets.text import printable
 from rl_assets.turns import Decision, Job
 
 MOST_BYTES = 32 * 2**20
@@ -115,7 +115,7 @@ async def _last_line(stream: asyncio.StreamReader) -> str:
     while chunk := await stream.read(65536):
         kept = (kept + chunk)[-STDERR_BYTES:]
     lines = kept.decode("utf-8", "replace").strip().splitlines()
-    return shown(lines[-1], 200) if lines else ""
+    return printable(lines[-1], 200) if lines else ""
 
 
 def _ended(code: int) -> str:

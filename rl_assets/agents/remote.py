@@ -50,11 +50,6 @@ class RemoteAgent(Protocol):
         ...
 
 
-def as_text(said: str) -> str:
-    """What was said as it can be sent and kept: half of a surrogate pair is text to JSON, and to nobody else."""
-    return said.encode("utf-8", "replace").decode()
-
-
 async def converse(begin: Begin, world: World, player: Player, seed: int) -> Episode:
     """Play an evaluation to its end. Raises NoAnswer; nothing is kept of an episode that is not whole."""
     game = Game([world])

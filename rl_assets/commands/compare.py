@@ -120,9 +120,9 @@ def _chosen(
 
 
 def _show(results: Results) -> None:
-    from rl_assets.a2a.params import shown
     from rl_assets.commands.shown import console, show_table
     from rl_assets.reports.summary import summarise
+    from rl_assets.text import printable
 
     board = results.ranking()
     ranks = {standing.policy: standing.rank for standing in board.standings} if board else {}
@@ -130,7 +130,7 @@ def _show(results: Results) -> None:
     rows = [
         (
             ranks.get(row.policy),
-            shown(row.policy, 60),
+            printable(row.policy),
             row.episodes,
             failed.pop(row.policy),
             _interval(row.expected),
@@ -141,7 +141,7 @@ def _show(results: Results) -> None:
         )
         for row in summarise(results.episodes)
     ]
-    rows += [(None, shown(name, 60), 0, count, None, None, None, None, None) for name, count in failed.items()]
+    rows += [(None, printable(name), 0, count, None, None, None, None, None) for name, count in failed.items()]
     columns = ("rank", "agent", "played", "failed", "expected PnL", "skill", "drawdown", "trades", "breaches")
     show_table("dollars per episode, with 95 % intervals over market days", columns, rows)
     if results.failures:
@@ -151,7 +151,7 @@ def _show(results: Results) -> None:
         show_table(
             "failed episodes; run the same command again to play them",
             ("agent", "episodes", "first", "reason"),
-            [(shown(a, 60), len(where), where[0], shown(reason, 300)) for (a, reason), where in reasons.items()],
+            [(printable(a), len(where), where[0], printable(reason, 300)) for (a, reason), where in reasons.items()],
         )
     for sentence in _told(results):
         console().print(sentence)
@@ -165,17 +165,17 @@ def _interval(value: Interval | None) -> str | None:
 
 def _told(results: Results) -> list[str]:
     """The leaderboard in a line: > between neighbours of whom one is surely better, = between those of whom none is."""
-    from rl_assets.a2a.params import shown
+    from rl_assets.text import printable
 
     board = results.ranking()
     if board is None or len(board.standings) < 2:
         return []
     pairs = {(pair.better, pair.worse): pair for pair in board.pairs}
-    line = shown(board.standings[0].policy, 60)
+    line = printable(board.standings[0].policy)
     for better, worse in itertools.pairwise(board.standings):
         pair = pairs.get((better.policy, worse.policy)) or pairs[worse.policy, better.policy]
         sign = ">" if worse.policy in better.better_than else "="
-        line += f" {sign} {shown(worse.policy, 60)} (p {pair.p:.2g})"
+        line += f" {sign} {printable(worse.policy)} (p {pair.p:.2g})"
     told = [f"leaderboard on {board.snapshots} snapshots of {board.days} market days: {line}"]
     if not board.can_tell:
         told.append(

@@ -63,9 +63,9 @@ def play(
 
 async def _play(url: str, agent: str, decider: Decider, name: str) -> int:
     from rl_assets.a2a.client import connect
-    from rl_assets.a2a.params import shown
     from rl_assets.a2a.player import play as play_remote
     from rl_assets.commands.shown import console, progress, show_table
+    from rl_assets.text import printable
     from rl_assets.turns import JOIN_KEY
 
     async with connect(url) as remote:
@@ -74,7 +74,7 @@ async def _play(url: str, agent: str, decider: Decider, name: str) -> int:
         with progress() as report:
             join_key = os.environ.get(JOIN_KEY)
             played = await play_remote(remote, decider, name, join_key, lambda d, n: report("playing", d, n))
-    rows = [(shown(str(what)), shown(str(value))) for what, value in played.result.items()]
+    rows = [(printable(str(what)), printable(str(value))) for what, value in played.result.items()]
     show_table(f"{name} at {url}, {played.ticks} ticks", ("what", "value"), rows)
     for reason, count in played.refused.items():
         console().print(f"held instead, {count} times: {reason}")
@@ -83,14 +83,14 @@ async def _play(url: str, agent: str, decider: Decider, name: str) -> int:
 
 async def _look(remote: Remote, url: str, agent: str) -> int:
     from rl_assets.a2a.babylon import missing, survey
-    from rl_assets.a2a.params import shown
     from rl_assets.commands.shown import console, show_table
+    from rl_assets.text import printable
 
     if key := os.environ.get("BABYLON_API_KEY"):
         remote.send_header("X-Babylon-Api-Key", key)
     offers = await survey(remote)
     rows = [(offer.operation, "yes" if offer.supported else "no", offer.found) for offer in offers]
-    show_table(f"{shown(remote.card.name)} at {url}", ("operation", "supported", "answer"), rows)
+    show_table(f"{printable(remote.card.name)} at {url}", ("operation", "supported", "answer"), rows)
     lacking = missing(offers)
     if agent == "hold":
         console().print("hold trades nothing, so there is nothing else to do here")

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from rl_assets.episodes import Episode, canonical
 from rl_assets.errors import MalformedInput
 from rl_assets.grouping import Group
-from rl_assets.store.record import plain_text
+from rl_assets.text import storable
 
 STEP = 10_000
 """Scores are whole multiples of one in this many: a smaller gap means nothing, and GRPO would make much of it."""
@@ -93,7 +93,7 @@ def rank_members(group: Group, opinions: Mapping[str, Opinion], *, noise: float)
             trajectory_id=member,
             score=score,
             rank=best_first.index(score) + 1,
-            explanation=plain_text(opinions[member].explanation),
+            explanation=storable(opinions[member].explanation),
             components=dict(opinions[member].components),
         )
         for member, score in scores.items()

@@ -27,7 +27,8 @@ from psycopg.types.json import Jsonb
 from rl_assets.errors import DatabaseError, MalformedInput
 from rl_assets.store.agents import provision_agents
 from rl_assets.store.locks import Lock, session_lock
-from rl_assets.store.record import naive, plain_text
+from rl_assets.store.record import naive
+from rl_assets.text import storable
 from rl_assets.turns import Kind
 
 PREFIX = "live-"
@@ -232,7 +233,7 @@ def end_tick(
             "failed" if trajectory_id is None else "played",
             trajectory_id,
             day,
-            None if reason is None else plain_text(reason)[:MOST_REASON],
+            None if reason is None else storable(reason)[:MOST_REASON],
             json.dumps(witnessed) if witnessed else None,
             agent_id,
             tick,

@@ -16,6 +16,7 @@ from typing import Any
 from rl_assets.episodes import Episode, Policy, Sampling, Step, is_logprob
 from rl_assets.store import bulk_json
 from rl_assets.store.record import RECORDER
+from rl_assets.text import whole
 
 UNRECORDED = "unrecorded"
 """Name of the policy of rows that say nothing of the model that decided."""
@@ -240,7 +241,7 @@ def _text(raw: Mapping[str, Any], key: str, where: str = "") -> str:
         return ""
     if not isinstance(value, str):
         raise Malformed("wrong_type", f"{where}{key} is not a text")
-    return value if value.isascii() else value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return whole(value)
 
 
 def _list(raw: Mapping[str, Any], key: str, where: str) -> list[Any]:

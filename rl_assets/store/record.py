@@ -14,6 +14,7 @@ from typing import Any
 from rl_assets.episodes import Episode, Step
 from rl_assets.errors import MalformedInput
 from rl_assets.store import bulk_json
+from rl_assets.text import storable
 
 RECORDER = "rl-assets/1"
 TRAJECTORY_COLUMNS = (
@@ -91,7 +92,7 @@ def call_rows(episode: Episode, row_ids: list[str], now: datetime) -> list[tuple
     """One row per step, values in the order of `CALL_COLUMNS`. row_ids: as many as there are steps."""
     sampling = episode.sampling
     created, when = _stamp(now), _stamp(episode.ended_at)
-    system, model = plain_text(episode.system), plain_text(episode.policy.name)
+    system, model = storable(episode.system), storable(episode.policy.name)
     metadata = json.dumps({"modelVersion": str(episode.policy)})
     rows = []
     for number, (row_id, step) in enumerate(zip(row_ids, episode.steps, strict=True)):
@@ -106,10 +107,10 @@ def call_rows(episode: Episode, row_ids: list[str], now: datetime) -> list[tuple
                 step.latency_ms,
                 model,
                 "action",
-                plain_text(action_type(step.action)),
+                storable(action_type(step.action)),
                 system,
-                plain_text(step.observation),
-                plain_text(step.response),
+                storable(step.observation),
+                storable(step.response),
                 sampling.temperature if sampling else 0.0,
                 sampling.max_tokens if sampling else 0,
                 sampling.top_p if sampling else None,
@@ -137,13 +138,6 @@ def naive(moment: datetime) -> datetime:
 def _stamp(moment: datetime) -> str:
     """`naive` as COPY writes it. Made once, it spares each row of an episode the making."""
     return str(naive(moment))
-
-
-def plain_text(text: str) -> str:
-    """Text that a Postgres column can hold: what is no character of Unicode, and the null character, become U+FFFD."""
-    if text.isascii() and "\x00" not in text:
-        return text
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").replace("\x00", "\ufffd")
 
 
 def step_json(episode: Episode, number: int, step: Step) -> dict[str, Any]:

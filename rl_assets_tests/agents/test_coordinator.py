@@ -136,7 +136,7 @@ def test_the_hour_passes_extraction_and_is_grouped_by_scenario(
             selection=[recorded_trajectories, grpo_groups],
         )
     assert done.success
-    groups = pq.read_table(Lake(directory=str(tmp_path)).window(WINDOW) / "groups.parquet").to_pylist()
+    groups = pq.read_table(tmp_path / "windows" / WINDOW.replace(":", "") / "groups.parquet").to_pylist()
     assert {group["kind"] for group in groups} == {"live"}
     assert {json.loads(g["key"])["scenario"]: {agents[t] for t in g["trajectory_ids"]} for g in groups} == {
         "calm": calm,

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from rl_assets.errors import MalformedInput
 from rl_assets.market.babylon.consistency import faults
 from rl_assets.market.babylon.format import VERSION, BabylonFile
+from rl_assets.text import printable
 
 
 def parse_babylon(text: bytes, where: str) -> BabylonFile:
@@ -18,7 +19,7 @@ def parse_babylon(text: bytes, where: str) -> BabylonFile:
     try:
         raw = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_no_duplicates)
     except (ValueError, RecursionError) as error:
-        raise MalformedInput(f"{where} is not JSON: {_plain(error)}; export the snapshot again") from error
+        raise MalformedInput(f"{where} is not JSON: {printable(str(error), 240)}; export the snapshot again") from error
     try:
         file = BabylonFile.model_validate(raw)
     except ValidationError as error:
@@ -28,7 +29,7 @@ def parse_babylon(text: bytes, where: str) -> BabylonFile:
         fault = next(faults(file), None)
         if fault is None:
             return file
-    raise MalformedInput(f"{where} is not a Babylon snapshot {VERSION}: {_plain(fault)}; export it again")
+    raise MalformedInput(f"{where} is not a Babylon snapshot {VERSION}: {printable(str(fault), 240)}; export it again")
 
 
 def _path(location: Sequence[int | str]) -> str:
@@ -40,12 +41,6 @@ def _path(location: Sequence[int | str]) -> str:
         elif ":" not in part:
             text += f".{part}"
     return text.removeprefix(".") or "the file"
-
-
-def _plain(words: object) -> str:
-    """Words on one line, without what a file could do to a terminal, and not longer than a line or two."""
-    text = "".join(c if c.isprintable() else "?" for c in str(words))
-    return text if len(text) <= 240 else f"{text[:240]}..."
 
 
 def _no_constant(name: str) -> Any:
