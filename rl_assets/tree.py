@@ -13,70 +13,41 @@ MANIFEST, EPISODES = "manifest.json", "episodes.parquet"
 """Of a batch, for whoever has its files elsewhere."""
 
 
-@dataclass(frozen=True)
 class WindowFiles:
     """trajectories: the episodes of an hour. quarantine: its rows that are no episodes. versions: when each row had
     last changed. groups: who is compared with whom. rankings: what the judge said last."""
 
-    directory: Place
-
-    @property
-    def trajectories(self) -> Place:
-        return self.directory / "trajectories.parquet"
-
-    @property
-    def quarantine(self) -> Place:
-        return self.directory / "quarantine.parquet"
-
-    @property
-    def versions(self) -> Place:
-        return self.directory / "versions.parquet"
-
-    @property
-    def groups(self) -> Place:
-        return self.directory / "groups.parquet"
-
-    @property
-    def rankings(self) -> Place:
-        return self.directory / "rankings.parquet"
+    def __init__(self, directory: Place) -> None:
+        self.directory = directory
+        self.trajectories = directory / "trajectories.parquet"
+        self.quarantine = directory / "quarantine.parquet"
+        self.versions = directory / "versions.parquet"
+        self.groups = directory / "groups.parquet"
+        self.rankings = directory / "rankings.parquet"
 
 
-@dataclass(frozen=True)
 class BatchFiles:
     """manifest: what was claimed. episodes: those that it names. evaluation: everybody's episodes on the gate.
     comparison: the directory of their comparison. report: the page about the batch."""
 
-    directory: Place
-
-    @property
-    def manifest(self) -> Place:
-        return self.directory / MANIFEST
-
-    @property
-    def episodes(self) -> Place:
-        return self.directory / EPISODES
-
-    @property
-    def evaluation(self) -> Place:
-        return self.directory / "evaluation.parquet"
-
-    @property
-    def comparison(self) -> Place:
-        return self.directory / "evaluation"
-
-    @property
-    def report(self) -> Place:
-        return self.directory / "report.html"
+    def __init__(self, directory: Place) -> None:
+        self.directory = directory
+        self.manifest = directory / MANIFEST
+        self.episodes = directory / EPISODES
+        self.evaluation = directory / "evaluation.parquet"
+        self.comparison = directory / "evaluation"
+        self.report = directory / "report.html"
 
 
 @dataclass(frozen=True)
 class Tree:
-    """snapshots: the directory of snapshots and of their sealed truths. leaderboard: that of the standings."""
+    """root: of snapshots, windows, batches and standings."""
 
     root: Place
 
     @property
     def snapshots(self) -> Place:
+        """Directories of snapshots, each beside its sealed truth."""
         return self.root / "snapshots"
 
     @property

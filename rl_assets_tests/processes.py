@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -15,6 +16,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import psycopg
@@ -78,6 +80,29 @@ def run(data: Path, *arguments: str) -> tuple[int, str]:
     command = start(data, *arguments)
     said, _ = command.communicate(timeout=1500)
     return command.returncode, said
+
+
+@contextmanager
+def answering(module: str, **variables: str) -> Iterator[Callable[[str], Any]]:
+    """A process that answers a line with a line of JSON: gives what asks it. It ends with the block."""
+    with subprocess.Popen(
+        [sys.executable, "-m", module],
+        cwd=REPOSITORY,
+        env={**os.environ, **variables},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None
+        reads, writes = process.stdout, process.stdin
+
+        def ask(line: str) -> Any:
+            writes.write(line + "\n")
+            writes.flush()
+            return json.loads(reads.readline())
+
+        yield ask
+        writes.close()
 
 
 def until(done: Callable[[], bool], seconds: float = 600.0) -> None:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +21,7 @@ from rl_assets.grouping import build_groups
 from rl_assets.judging import JudgementSet, OutcomeJudge
 from rl_assets.market.snapshot import SPLITS
 from rl_assets.registry.models import register_base
-from rl_assets.settings import REPOSITORY, Settings
+from rl_assets.settings import Settings
 from rl_assets.store.agents import provision_agents
 from rl_assets.store.database import connect
 from rl_assets.store.embedded import EmbeddedPostgres
@@ -32,6 +29,7 @@ from rl_assets.store.episodes import new_ids, write_episodes
 from rl_assets.store.ledger import readiness, record_judgements
 from rl_assets.training.base import WarmStart, ensure_base_policy
 from rl_assets_tests.crash.worker import LINE, MINIMUM, NO_LOGS, Order
+from rl_assets_tests.processes import answering
 
 SEEDS, SIBLINGS = (3, 4), 8
 _numbers = itertools.count()
@@ -135,22 +133,5 @@ def write_judged(conn: psycopg.Connection, episodes: list[Episode]) -> None:
 def worker() -> Iterator[Worker]:
     """Has a child carry an order out; returns its exit code, or less than 0 by which signal it was ended."""
     variables = {"OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled", "PYTHONWARNINGS": "ignore"}
-    with subprocess.Popen(
-        [sys.executable, "-m", "rl_assets_tests.crash.worker"],
-        cwd=REPOSITORY,
-        env={**os.environ, **variables},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdin is not None and process.stdout is not None
-        reads, writes = process.stdout, process.stdin
-        assert json.loads(reads.readline()) == "ready"
-
-        def ask(order: Order) -> int:
-            writes.write(order.to_json() + "\n")
-            writes.flush()
-            return json.loads(reads.readline())
-
-        yield ask
-        writes.close()
+    with answering("rl_assets_tests.crash.worker", **variables) as ask:
+        yield lambda order: ask(order.to_json())

@@ -113,11 +113,6 @@ def bury_the_dead(instance: dg.DagsterInstance) -> None:
         instance.report_run_failed(run, "its process is gone")
 
 
-def answer(value: object) -> None:
-    sys.stdout.write(json.dumps(value) + "\n")
-    sys.stdout.flush()
-
-
 def main() -> None:
     # Loaded before the first fork, in one thread: a fork keeps none of the others.
     for name in LOADED:
@@ -130,7 +125,6 @@ def main() -> None:
     audit_kind(WorldConfig())
     audit_kind_skill(WorldConfig())
     gc.freeze()  # no child looks through what was there before it
-    answer("ready")
     for line in sys.stdin:
         order = Order(**json.loads(line))
         child = os.fork()
@@ -148,7 +142,7 @@ def main() -> None:
             sys.stderr.flush()
             os._exit(code)
         _, status = os.waitpid(child, 0)
-        answer(os.waitstatus_to_exitcode(status))
+        print(os.waitstatus_to_exitcode(status), flush=True)  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import pickle
 import shutil
 import subprocess
@@ -29,6 +28,7 @@ from rl_assets.training.manifest import Manifest, ManifestGroup
 from rl_assets.training.options import CpuTraining, Grpo, Limits
 from rl_assets.training.recompute import with_logprobs
 from rl_assets.training.service import GRPOTrainingService, TrainingResult
+from rl_assets_tests.processes import answering
 from rl_assets_tests.training import made
 from rl_assets_tests.training.made import BATCH, LINE, QUICK, by_id, judged, played, rewarded
 
@@ -135,23 +135,12 @@ def test_a_policy_that_learns_to_hold_never_becomes_a_step(data: Path, batch: li
 @pytest.fixture(scope="module")
 def trainers() -> Iterator[Callable[[Path, Path, float], psutil.Process]]:
     """Has a pickled batch trained by a process of its own, which keeps how far it is after so many seconds of work."""
-    with subprocess.Popen(
-        [sys.executable, "-m", made.__name__],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdin is not None and process.stdout is not None
-        asks, says = process.stdin, process.stdout
+    with answering(made.__name__, OMP_NUM_THREADS="1") as ask:
 
         def start(data: Path, batch: Path, keep_seconds: float) -> psutil.Process:
-            asks.write(json.dumps([str(data), str(batch), keep_seconds]) + "\n")
-            asks.flush()
-            return psutil.Process(int(says.readline()))
+            return psutil.Process(ask(json.dumps([str(data), str(batch), keep_seconds])))
 
         yield start
-        asks.close()
 
 
 @pytest.mark.parametrize(("keep_seconds", "first_kept"), [(3600.0, "a pass"), (0.0, "an update")])
