@@ -25,6 +25,7 @@ from rl_assets.episodes import Episode, Policy, Sampling, Step
 from rl_assets.store.agents import provision_agents
 from rl_assets.store.database import connect
 from rl_assets.store.episodes import write_episodes
+from rl_assets.tree import WindowFiles
 
 WINDOW = "2026-11-23T08:00"
 SIBLINGS, STEPS, TOKENS = 8, 20, 12
@@ -104,47 +105,47 @@ def fill(conn: psycopg.Connection, episodes: int) -> None:
     conn.execute("VACUUM ANALYZE trajectories")
 
 
-def read(url: str, directory: Path) -> None:
+def read(url: str, files: WindowFiles) -> None:
     from rl_assets.store.episodes import read_window
     from rl_assets.store.window_files import written_window
-    from rl_assets.tree import WindowFiles
 
-    with connect(url) as conn, written_window(WindowFiles(directory)) as add:
+    with connect(url) as conn, written_window(files) as add:
         for part in read_window(conn, WINDOW):
             add(part)
 
 
-def group(_: str, directory: Path) -> None:
+def group(_: str, files: WindowFiles) -> None:
     from rl_assets.grouping import deal
     from rl_assets.store.window_files import read_alike, write_groups
 
-    alike = read_alike(directory / "trajectories.parquet")
-    write_groups(directory / "groups.parquet", deal(alike, window_id=WINDOW, group_size=SIBLINGS))
+    alike = read_alike(files.trajectories)
+    write_groups(files.groups, deal(alike, window_id=WINDOW, group_size=SIBLINGS))
 
 
-def group_with_polars(_: str, directory: Path) -> None:
+def group_with_polars(_: str, files: WindowFiles) -> None:
     import polars
 
     columns = ["policy", "snapshot_id", "prompt_version", "scenario_id", "not_trainable"]
-    table = polars.scan_parquet(directory / "trajectories.parquet").select("trajectory_id", *columns)
-    table.group_by(columns).agg(polars.col("trajectory_id").sort()).collect().write_parquet(directory / "floor.parquet")
+    table = polars.scan_parquet(str(files.trajectories)).select("trajectory_id", *columns)
+    grouped = table.group_by(columns).agg(polars.col("trajectory_id").sort())
+    grouped.collect().write_parquet(str(files.directory / "floor.parquet"))
 
 
-def judge(_: str, directory: Path) -> None:
+def judge(_: str, files: WindowFiles) -> None:
     from rl_assets.assets.rankings import GROUPS_AT_ONCE
     from rl_assets.judging import JudgementSet, OutcomeJudge
     from rl_assets.store.window_files import read_groups, window_episodes, write_rankings
 
-    groups, ranker, rankings = read_groups(directory / "groups.parquet"), OutcomeJudge(), []
-    with window_episodes(directory / "trajectories.parquet") as episodes:
+    groups, ranker, rankings = read_groups(files.groups), OutcomeJudge(), []
+    with window_episodes(files.trajectories) as episodes:
         ordered = episodes.by_place(groups)
         for start in range(0, len(ordered), GROUPS_AT_ONCE):
             some = ordered[start : start + GROUPS_AT_ONCE]
             rankings += ranker.rank_all(some, episodes.of(some))
-    write_rankings(directory / "rankings.parquet", JudgementSet.of(WINDOW, ranker, rankings, groups))
+    write_rankings(files.rankings, JudgementSet.of(WINDOW, ranker, rankings, groups))
 
 
-STAGES: dict[str, Callable[[str, Path], None]] = {
+STAGES: dict[str, Callable[[str, WindowFiles], None]] = {
     "extract, validate, write": read,
     "group": group,
     "polars group-by": group_with_polars,
@@ -152,9 +153,9 @@ STAGES: dict[str, Callable[[str, Path], None]] = {
 }
 
 
-def cost(stage: str, url: str, directory: Path) -> Cost:
+def cost(stage: str, url: str, files: WindowFiles) -> Cost:
     began, cpu = time.perf_counter(), time.process_time()
-    STAGES[stage](url, directory)
+    STAGES[stage](url, files)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIBIBYTE
     return Cost(time.perf_counter() - began, time.process_time() - cpu, peak)
 
@@ -164,8 +165,9 @@ def measured(episodes: int) -> dict[str, Cost]:
     with migrated_server() as url, tempfile.TemporaryDirectory() as directory, fresh as processes:
         with connect(url) as conn:
             fill(conn, episodes)
-        found = {stage: processes.submit(cost, stage, url, Path(directory)).result() for stage in STAGES}
-        size = (Path(directory) / "trajectories.parquet").stat().st_size / 1e6
+        files = WindowFiles(Path(directory))
+        found = {stage: processes.submit(cost, stage, url, files).result() for stage in STAGES}
+        size = files.trajectories.stat().st_size / 1e6
     print(f"{episodes:,} episodes of {STEPS} steps, {size:.1f} MB of Parquet")
     for stage, one in found.items():
         print(f"  {stage:26} {one}   {episodes / one.cpu:8,.0f} episodes per CPU second")

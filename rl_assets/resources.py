@@ -19,7 +19,7 @@ from rl_assets.backends import BASES, MODEL_LINES, check, line_of
 from rl_assets.errors import ConfigurationError
 from rl_assets.places import Place, local_directory, place_of
 from rl_assets.settings import RulerSettings, Settings
-from rl_assets.tree import EPISODES, MANIFEST, Tree
+from rl_assets.tree import BATCH_EPISODES, BATCH_MANIFEST, Tree
 
 if TYPE_CHECKING:
     import psycopg
@@ -244,7 +244,7 @@ class Tracking(dg.ConfigurableResource):
 
         settings = Settings.from_env().serverless
         try:
-            with local_directory(batch, MANIFEST, EPISODES) as files:
+            with local_directory(batch, BATCH_MANIFEST, BATCH_EPISODES) as files:
                 return track_training(
                     result,
                     files,

@@ -20,9 +20,10 @@ from rl_assets.episodes import digest
 from rl_assets.errors import ConfigurationError, MissingCheckpoint, RlAssetsError, ServiceError
 from rl_assets.registry.checkpoints import checkpoint_digest
 from rl_assets.registry.partial import partial_directory
+from rl_assets.text import printable
 from rl_assets.training.manifest import Manifest
 from rl_assets.training.result import TrainingResult
-from rl_assets.tree import EPISODES, MANIFEST
+from rl_assets.tree import BATCH_EPISODES, BATCH_MANIFEST
 
 MODES = ("online", "offline")
 """In which a training is recorded; who has set `disabled` never loads this."""
@@ -95,7 +96,7 @@ def _download(name: str, target: Path) -> None:
 
 
 def _record(result: TrainingResult, batch: Path, directory: Path, project: str, entity: str | None, mode: str) -> str:
-    manifest = Manifest.from_json((batch / MANIFEST).read_text(encoding="utf-8"))
+    manifest = Manifest.from_json((batch / BATCH_MANIFEST).read_text(encoding="utf-8"))
     run = wandb.init(
         project=project,
         entity=entity,
@@ -137,7 +138,7 @@ def _record(result: TrainingResult, batch: Path, directory: Path, project: str, 
 
 def _lineage(manifest: Manifest, batch: Path) -> list[tuple[wandb.Artifact, Link]]:
     """Episodes, the groups that are made of them, and the batch that is made of the groups."""
-    name, parquet = manifest.batch_id, batch / EPISODES
+    name, parquet = manifest.batch_id, batch / BATCH_EPISODES
     of_episodes = Link(f"{name}-episodes", _file_digest(parquet))
     episodes = _artifact(of_episodes.name, "episodes", of_episodes.digest, [], episodes=len(manifest.trajectory_ids))
     episodes.add_file(str(parquet))
@@ -148,7 +149,7 @@ def _lineage(manifest: Manifest, batch: Path) -> list[tuple[wandb.Artifact, Link
         json.dump(raw["groups"], file)
     of_batch = Link(name, digest(raw))
     whole = _artifact(name, "batch", of_batch.digest, [of_groups], judgement_sets=list(manifest.judgement_sets))
-    whole.add_file(str(batch / MANIFEST))
+    whole.add_file(str(batch / BATCH_MANIFEST))
     return [(episodes, of_episodes), (groups, of_groups), (whole, of_batch)]
 
 
@@ -159,7 +160,7 @@ def _artifact(name: str, kind: str, content: str, made_of: list[Link], **rest: A
 
 def _said(error: Exception) -> str:
     said = str(error).replace(os.environ.get("WANDB_API_KEY") or "\0", "***")
-    return " ".join(said.split())[:200]
+    return printable(" ".join(said.split()), 200)
 
 
 def _file_digest(path: Path) -> str:

@@ -9,8 +9,18 @@ from dataclasses import dataclass
 
 from rl_assets.places import Place
 
-MANIFEST, EPISODES = "manifest.json", "episodes.parquet"
-"""Of a batch, for whoever has its files elsewhere."""
+BATCH_MANIFEST, BATCH_EPISODES = "manifest.json", "episodes.parquet"
+"""For whoever has the files of a batch elsewhere."""
+
+
+def public_file(snapshots: Place, snapshot_id: str) -> Place:
+    """Where what everybody may read of a snapshot is."""
+    return snapshots / snapshot_id / "public.json"
+
+
+def sealed_file(snapshots: Place, snapshot_id: str) -> Place:
+    """Where a snapshot's truth is, apart from it."""
+    return snapshots / "sealed" / f"{snapshot_id}.json"
 
 
 class WindowFiles:
@@ -32,10 +42,20 @@ class BatchFiles:
 
     def __init__(self, directory: Place) -> None:
         self.directory = directory
-        self.manifest = directory / MANIFEST
-        self.episodes = directory / EPISODES
+        self.manifest = directory / BATCH_MANIFEST
+        self.episodes = directory / BATCH_EPISODES
         self.evaluation = directory / "evaluation.parquet"
         self.comparison = directory / "evaluation"
+        self.report = directory / "report.html"
+
+
+class RunFiles:
+    """What was played in a run, in a comparison or for the standings. episodes: all of it. table: a line per episode,
+    for a spreadsheet. report: the page about it."""
+
+    def __init__(self, directory: Place) -> None:
+        self.episodes = directory / "episodes.parquet"
+        self.table = directory / "episodes.csv"
         self.report = directory / "report.html"
 
 
@@ -47,7 +67,7 @@ class Tree:
 
     @property
     def snapshots(self) -> Place:
-        """Directories of snapshots, each beside its sealed truth."""
+        """The root of `public_file` and `sealed_file`."""
         return self.root / "snapshots"
 
     @property

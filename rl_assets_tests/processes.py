@@ -1,4 +1,4 @@
-"""The command line as a process of its own: start it on a data directory, and see what it leaves behind."""
+"""Processes of their own: the command line on a data directory and what it leaves behind, and one that answers."""
 
 from __future__ import annotations
 
@@ -99,10 +99,11 @@ def answering(module: str, **variables: str) -> Iterator[Callable[[str], Any]]:
         def ask(line: str) -> Any:
             writes.write(line + "\n")
             writes.flush()
-            return json.loads(reads.readline())
+            said = reads.readline()
+            assert said, f"{module} ended with code {process.wait(60)}"
+            return json.loads(said)
 
         yield ask
-        writes.close()
 
 
 def until(done: Callable[[], bool], seconds: float = 600.0) -> None:

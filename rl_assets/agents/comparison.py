@@ -25,10 +25,10 @@ from rl_assets.market.leaderboard import Leaderboard, leaderboard
 from rl_assets.market.snapshot import World
 from rl_assets.places import Place
 from rl_assets.store.episode_files import GrowingFile, write_json
+from rl_assets.tree import RunFiles
 
 _log = logging.getLogger(__name__)
 PLAN = "comparison.json"
-EPISODES = "episodes.parquet"
 SEATS_AT_ONCE = 128
 """Episodes of an agent in this process that are played, and then kept, together."""
 GIVE_UP_AFTER = 5
@@ -90,7 +90,7 @@ def run(
 
     plan = plan_of(entrants, worlds, seed)
     with _taken(directory, plan):
-        kept = GrowingFile(directory / EPISODES)
+        kept = GrowingFile(RunFiles(directory).episodes)
         results = play_missing(entrants, worlds, seed=seed, known=kept.episodes, keep=kept.add, on_progress=on_progress)
         some = {name: mine for name, mine in results.episodes.items() if mine}
         known = {snapshot.id: (snapshot, truth) for snapshot, truth in worlds}

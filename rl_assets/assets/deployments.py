@@ -66,7 +66,7 @@ def deployed_model(
             decided = advance(conn, line, probe) or decided
         else:
             # Written first: whoever waits for the decision may look at the report as soon as it is there.
-            written = write_batch_report(conn, lake.tree.batch(batch.id).directory, batch.id)
+            written = write_batch_report(conn, lake.tree.batch(batch.id), batch.id)
             report["report"] = dg.MetadataValue.path(str(written))
             decided = carry_out(conn, batch, context.run.run_id)
         context.log.info(decided)

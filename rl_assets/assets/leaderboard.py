@@ -9,6 +9,7 @@ from rl_assets.assets.evaluations import SEED, SIBLINGS, SNAPSHOTS
 from rl_assets.assets.shown import OWNERS, TREE, definition, picture, table
 from rl_assets.automation.partitions import EVERYTHING
 from rl_assets.resources import Database, Lake, Trainer
+from rl_assets.tree import RunFiles
 
 if TYPE_CHECKING:
     from rl_assets.market.metrics import Interval
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
             "market before you believe a ranking.",
         )
     ],
-    metadata=definition("docs/concepts.md", file=TREE.leaderboard / "episodes.parquet", schema=EPISODES),
+    metadata=definition("docs/concepts.md", file=RunFiles(TREE.leaderboard).episodes, schema=EPISODES),
 )
 def benchmark_leaderboard(
     context: dg.AssetExecutionContext, database: Database, lake: Lake, trainer: Trainer

@@ -16,7 +16,7 @@ from rl_assets.training.figures import described
 
 if TYPE_CHECKING:
     from rl_assets.episodes import Episode
-    from rl_assets.training.service import TrainingResult
+    from rl_assets.training.result import TrainingResult
 
 RATIO_TOLERANCE = 0.02
 """How far the mean ratio of the trainer's to the sampler's probabilities may be from 1 before anything is learnt."""
@@ -96,7 +96,6 @@ def base_policy(
     ),
 )
 def training_batches(context: dg.AssetExecutionContext, database: Database, lake: Lake) -> dg.MaterializeResult:
-    from rl_assets.episodes import NO_LOGPROBS
     from rl_assets.reports.plots import group_spread
     from rl_assets.store.episode_files import write_episodes_parquet, write_json
     from rl_assets.store.episodes import read_episodes
@@ -111,7 +110,7 @@ def training_batches(context: dg.AssetExecutionContext, database: Database, lake
         episodes = read_episodes(conn, manifest.trajectory_ids)
         files = lake.tree.batch(batch.id)
         write_episodes_parquet(files.episodes, [episodes[i] for i in manifest.trajectory_ids])
-        silent = sum(episode.not_trainable == NO_LOGPROBS for episode in episodes.values())
+        silent = len(manifest.without_logprobs(episodes))
         write_json(files.manifest, {**manifest.to_json(), "without_logprobs": silent})
         replayed, faults = replay_sample(list(episodes.values()), lake.tree.snapshots, None)
     astray = set(manifest.trajectory_ids) ^ set(claimed)

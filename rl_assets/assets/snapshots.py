@@ -9,6 +9,7 @@ from rl_assets.assets.columns import SNAPSHOT
 from rl_assets.assets.shown import MOST_PICTURES, NOT_DRAWN, OWNERS, TREE, definition, picture, table
 from rl_assets.automation.partitions import SNAPSHOTS
 from rl_assets.resources import Database, Lake
+from rl_assets.tree import public_file
 
 CHECKS = {
     "deterministic": "Each snapshot generated here has the content hash under which it was registered.",
@@ -42,7 +43,7 @@ CHECKS = {
     metadata=definition(
         "docs/concepts.md",
         table="rl_assets.snapshots",
-        file=TREE.snapshots / "{snapshot}" / "public.json",
+        file=public_file(TREE.snapshots, "{snapshot}"),
         schema=SNAPSHOT,
     ),
 )

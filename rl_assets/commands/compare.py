@@ -14,6 +14,7 @@ import click
 from rl_assets.commands.entrants import KEY, OPENAI, Asking, entrants_of, keys_of
 from rl_assets.commands.snapshots import DIFFICULTY, SPLIT
 from rl_assets.errors import ConfigurationError
+from rl_assets.text import printable
 
 if TYPE_CHECKING:
     from rl_assets.agents.comparison import Results
@@ -122,7 +123,6 @@ def _chosen(
 def _show(results: Results) -> None:
     from rl_assets.commands.shown import console, show_table
     from rl_assets.reports.summary import summarise
-    from rl_assets.text import printable
 
     board = results.ranking()
     ranks = {standing.policy: standing.rank for standing in board.standings} if board else {}
@@ -165,7 +165,6 @@ def _interval(value: Interval | None) -> str | None:
 
 def _told(results: Results) -> list[str]:
     """The leaderboard in a line: > between neighbours of whom one is surely better, = between those of whom none is."""
-    from rl_assets.text import printable
 
     board = results.ranking()
     if board is None or len(board.standings) < 2:

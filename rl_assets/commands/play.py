@@ -11,6 +11,7 @@ import click
 from rl_assets.commands.entrants import ENDPOINT, KEY, endpoint_asked, key_in
 from rl_assets.errors import RlAssetsError
 from rl_assets.names import RULES
+from rl_assets.text import printable
 
 if TYPE_CHECKING:
     from rl_assets.a2a.client import Remote
@@ -65,7 +66,6 @@ async def _play(url: str, agent: str, decider: Decider, name: str) -> int:
     from rl_assets.a2a.client import connect
     from rl_assets.a2a.player import play as play_remote
     from rl_assets.commands.shown import console, progress, show_table
-    from rl_assets.text import printable
     from rl_assets.turns import JOIN_KEY
 
     async with connect(url) as remote:
@@ -84,7 +84,6 @@ async def _play(url: str, agent: str, decider: Decider, name: str) -> int:
 async def _look(remote: Remote, url: str, agent: str) -> int:
     from rl_assets.a2a.babylon import missing, survey
     from rl_assets.commands.shown import console, show_table
-    from rl_assets.text import printable
 
     if key := os.environ.get("BABYLON_API_KEY"):
         remote.send_header("X-Babylon-Api-Key", key)

@@ -91,9 +91,10 @@ def audit(snapshot_ids: tuple[str, ...], skill: bool, leakage: bool) -> int:
     from rl_assets.market.leakage import LEAST_WORLDS, audit_leakage
     from rl_assets.market.snapshot import IMPORTED, load_snapshot, load_truth
     from rl_assets.settings import Settings
+    from rl_assets.tree import public_file
 
     root = Settings.from_env().tree.snapshots
-    on_disk = sorted(path.parent.name for path in root.glob("*/public.json"))
+    on_disk = sorted(path.parent.name for path in root.glob(public_file(Path(), "*").as_posix()))
     names = snapshot_ids or tuple(name for name in on_disk if not name.startswith(IMPORTED))
     if leakage and len(names) < LEAST_WORLDS:
         raise click.UsageError(f"--leakage finds nothing in {len(names)} snapshots; generate at least {LEAST_WORLDS}")

@@ -21,6 +21,7 @@ from rl_assets.episodes import digest
 from rl_assets.errors import ConfigurationError, MalformedInput
 from rl_assets.market.config import LATER, WorldConfig
 from rl_assets.places import Place, local_file, whole_file
+from rl_assets.tree import public_file, sealed_file
 
 FORMAT = "rl-assets.snapshot/1"
 TRUTH_FORMAT = "rl-assets.truth/1"
@@ -168,12 +169,12 @@ def at_tick(posts: Sequence[Post], tick: int) -> Sequence[Post]:
 
 
 def save_snapshot(root: Place, snapshot: Snapshot, truth: Truth) -> Place:
-    """Write `root/<id>/public.json` and, apart from it, `root/sealed/<id>.json`. Atomic; writing again changes nothing.
+    """Write the public file and the sealed one, in their places below `root`. Atomic; writing again changes nothing.
 
     Returns the public file's place. Raises RlAssetsError where the disk or the store refuses.
     """
-    _write(root / "sealed" / f"{snapshot.id}.json", truth.to_json())
-    return _write(root / snapshot.id / "public.json", snapshot.to_json())
+    _write(sealed_file(root, snapshot.id), truth.to_json())
+    return _write(public_file(root, snapshot.id), snapshot.to_json())
 
 
 def load_world(root: Place, snapshot_id: str) -> World:
@@ -193,7 +194,7 @@ def load_snapshot(root: Place, snapshot_id: str) -> Snapshot:
         from rl_assets.market.babylon.snapshot import load_imported
 
         return load_imported(root, snapshot_id)
-    path = root / snapshot_id / "public.json"
+    path = public_file(root, snapshot_id)
     snapshot = parse_snapshot(_read(path, snapshot_id), str(path))
     if snapshot.id != snapshot_id:
         raise MalformedInput(f"{path} holds snapshot {snapshot.id}, not {snapshot_id}; regenerate it")
@@ -206,7 +207,7 @@ def load_truth(root: Place, snapshot_id: str) -> Truth:
         from rl_assets.market.babylon.snapshot import load_imported_truth
 
         return load_imported_truth(root, snapshot_id)
-    path = root / "sealed" / f"{snapshot_id}.json"
+    path = sealed_file(root, snapshot_id)
     raw = _read(path, snapshot_id)
     if not isinstance(raw, dict) or raw.get("format") != TRUTH_FORMAT:
         raise MalformedInput(f"{path} is not in the format {TRUTH_FORMAT}; regenerate the snapshot")

@@ -34,7 +34,7 @@ from rl_assets.registry.rows import (
 )
 
 if TYPE_CHECKING:
-    from rl_assets.training.service import TrainingResult
+    from rl_assets.training.result import TrainingResult
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rl_assets.agents.comparison import EPISODES, Entrant, Progress, play_missing
+from rl_assets.agents.comparison import Entrant, Progress, play_missing
 from rl_assets.agents.line_player import remote_of
 from rl_assets.agents.prompt import PROMPT_VERSION
 from rl_assets.agents.reference import REFERENCE_AGENTS
@@ -25,6 +25,7 @@ from rl_assets.registry.evaluate import gate_worlds
 from rl_assets.registry.models import list_models, playable
 from rl_assets.registry.retention import pruned_steps
 from rl_assets.store.episode_files import GrowingFile, read_episodes_parquet
+from rl_assets.tree import RunFiles
 
 if TYPE_CHECKING:
     import psycopg
@@ -82,7 +83,7 @@ def play_line(
         *(Entrant(_player(model), {"digest": model.digest}, siblings) for model in models.values()),
         *(Entrant(ReferenceAgent(name), {}) for name in REFERENCE_AGENTS),
     ]
-    kept = GrowingFile(directory / EPISODES)
+    kept = GrowingFile(RunFiles(directory).episodes)
     files = [records(model.batch_id) for model in models.values() if model.batch_id is not None]
     known = _agreeing(kept.episodes, worlds, seed)
     for file in files:

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from rl_assets.training.manifest import Manifest
 
 
-def write_batch_report(conn: psycopg.Connection, directory: Place, batch_id: str) -> Place:
-    """Write `directory/report.html` of an evaluated batch and return its path. Writing it again replaces it.
+def write_batch_report(conn: psycopg.Connection, files: BatchFiles, batch_id: str) -> Place:
+    """Write the report of an evaluated batch and return its path. Writing it again replaces it.
 
-    directory: the batch's, where its evaluation lies. Raises LedgerConflict where no such batch or model is known,
+    files: the batch's, of which its evaluation is there. Raises LedgerConflict where no such batch or model is known,
     MalformedInput where the batch has not been evaluated or a file of it is damaged, and MissingCheckpoint where the
     record of its training is; nothing is written then.
     """
@@ -44,19 +44,19 @@ def write_batch_report(conn: psycopg.Connection, directory: Place, batch_id: str
         bring(model.checkpoint_path)
         curve = read_record(model.checkpoint_path).curve
     return render_batch_report(
-        directory,
+        files.report,
         manifest=Manifest.from_json(batch.manifest),
         model=model,
         curve=curve or [],
         result=batch.result or {},
         decision=found.decision.to_json(),
         champion=Policy(model.model_line, found.champion_step),
-        episodes=read_episodes_parquet(BatchFiles(directory).evaluation),
+        episodes=read_episodes_parquet(files.evaluation),
     )
 
 
 def render_batch_report(
-    directory: Place,
+    path: Place,
     *,
     manifest: Manifest,
     model: Model,
@@ -66,7 +66,7 @@ def render_batch_report(
     champion: Policy,
     episodes: Sequence[Episode],
 ) -> Place:
-    """Write `directory/report.html`, which needs no other file, from what is given, and return its path.
+    """Write a page that needs no other file from what is given, and return its path.
 
     model: the candidate that the batch became. curve: a point per update, as `plots.learning_curve` takes them. result:
     what the ledger keeps of the training; of it `backend` and `seconds` are shown if they are there. decision:
@@ -110,7 +110,7 @@ def render_batch_report(
             f"Rewards of the members of {len(manifest.groups)} groups",
         ),
     )
-    return write_page(BatchFiles(directory).report, page)
+    return write_page(path, page)
 
 
 def _told(manifest: Manifest, model: Model, updates: int, result: Mapping[str, Any]) -> list[tuple[str, object]]:

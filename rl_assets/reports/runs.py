@@ -20,6 +20,7 @@ from rl_assets.reports.summary import (
     summarise,
 )
 from rl_assets.store.episode_files import write_episodes_parquet
+from rl_assets.tree import RunFiles
 
 MOST_STEPS = 50
 """Steps of an episode that are shown in full."""
@@ -49,7 +50,7 @@ _COLUMNS = (
 
 
 def write_run_report(directory: Place, episodes: Sequence[Episode], *, worlds: Worlds | None = None) -> Place:
-    """Write `report.html`, `episodes.csv` and `episodes.parquet` of a run and return the path of the first.
+    """Write page, table and episodes of a run (`RunFiles`) and return the path of the page.
 
     worlds: snapshot and sealed truth by snapshot id, with which orders are also measured by what they turned out to be
     worth. Each file is whole or not there, and the page is written last. Before anything is written, raises
@@ -78,13 +79,13 @@ def write_run_report(directory: Place, episodes: Sequence[Episode], *, worlds: W
         worth=pnl,
         most_steps=MOST_STEPS,
     )
-    return _write(directory, episodes, page)
+    return _write(RunFiles(directory), episodes, page)
 
 
 def write_comparison_report(
     directory: Place, episodes_by_policy: Mapping[str, Sequence[Episode]], *, worlds: Worlds | None = None
 ) -> Place:
-    """Write `report.html`, `episodes.csv` and `episodes.parquet` that compare policies; return the path of the first.
+    """Write page, table and episodes that compare policies (`RunFiles`); return the path of the page.
 
     The first policy is the baseline, against which the others are paired on shared snapshots. Raises as
     `write_run_report` does, and MalformedInput for fewer than two policies or one without an episode.
@@ -120,7 +121,7 @@ def write_comparison_report(
         timelines=_each(episodes_by_policy, action_timeline, "Share of episodes per kind of action and tick"),
         calibrated=_each(episodes_by_policy, calibration, "Credit by size of order and probability"),
     )
-    return _write(directory, episodes, page)
+    return _write(RunFiles(directory), episodes, page)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,13 +151,13 @@ def _measured(policies: Mapping[str, Sequence[Episode]], worlds: Worlds | None) 
     )
 
 
-def _write(directory: Place, episodes: Sequence[Episode], page: str) -> Place:
-    with whole_file(directory / "episodes.csv") as partial, partial.open("w", newline="", encoding="utf-8") as stream:
+def _write(files: RunFiles, episodes: Sequence[Episode], page: str) -> Place:
+    with whole_file(files.table) as partial, partial.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
         writer.writerow(_COLUMNS)
         writer.writerows([_cell(value) for value in _row(episode)] for episode in episodes)
-    write_episodes_parquet(directory / "episodes.parquet", episodes)
-    return write_page(directory / "report.html", page)
+    write_episodes_parquet(files.episodes, episodes)
+    return write_page(files.report, page)
 
 
 def _row(episode: Episode) -> list[object]:

@@ -12,6 +12,7 @@ from rl_assets.errors import ConfigurationError
 from rl_assets.registry.archive import bring, keep
 from rl_assets.registry.checkpoints import base_path
 from rl_assets.settings import Settings
+from rl_assets.training.options import GPU_GRPO, SMOLLM_GRPO, Grpo
 
 if TYPE_CHECKING:
     import psycopg
@@ -73,13 +74,12 @@ def service_of(
         from rl_assets.training.serverless import ServerlessTrainingService
 
         return ServerlessTrainingService(conn, settings.model_line, settings.serverless, settings.most_stale)
-    from rl_assets.training.options import GPU, SMOLLM, Grpo
     from rl_assets.training.service import GRPOTrainingService
 
     if settings.backend == LOCAL:
-        grpo = GPU
+        grpo = GPU_GRPO
     elif settings.base_policy == SMOLLM2:
-        grpo = SMOLLM
+        grpo = SMOLLM_GRPO
     else:
         grpo = Grpo()
     grpo = replace(grpo, recompute=recompute, most_stale=settings.most_stale, cpu=replace(grpo.cpu, tiers=tiers))

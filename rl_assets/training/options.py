@@ -53,10 +53,10 @@ class Grpo:
     cpu: CpuTraining = field(default_factory=CpuTraining)
 
 
-GPU = Grpo(learning_rate=5e-6, epsilon=0.2, epsilon_high=0.2)
+GPU_GRPO = Grpo(learning_rate=5e-6, epsilon=0.2, epsilon_high=0.2)
 """For an LLM that learns by an adapter, batch after batch."""
 
-SMOLLM = Grpo(
+SMOLLM_GRPO = Grpo(
     learning_rate=2e-4,
     # Nobody has taught it to trade, so that holding and refused answers are where it starts and no sign of a collapse;
     # and thousands of tokens fill the memory in a model of this size, so that they go through it a sequence at a time.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from rl_assets.errors import MalformedInput, MissingCheckpoint
 from rl_assets.registry.archive import bring, bring_newest, keep
 from rl_assets.registry.checkpoints import ADAPTER, checkpoint_digest, checkpoints_of
 from rl_assets.training.manifest import Manifest
-from rl_assets.training.options import GPU, Grpo
+from rl_assets.training.options import GPU_GRPO, Grpo
 from rl_assets.training.quiet import printed_to
 from rl_assets.training.record import TrainingRecord, has_record, read_record
 from rl_assets.training.result import TrainingResult
@@ -33,7 +32,7 @@ class GRPOTrainingService:
         self.art_path, self._checkpoints = data_dir / "art", checkpoints_of(data_dir, model_line)
         self.model_line = model_line
         self.backend_name = backend
-        self.grpo = grpo or (GPU if backend == LOCAL else Grpo())
+        self.grpo = grpo or (GPU_GRPO if backend == LOCAL else Grpo())
 
     def checkpoint(self, step: int) -> Path:
         return self._checkpoints / f"{step:04d}"
@@ -41,10 +40,10 @@ class GRPOTrainingService:
     def train(self, manifest: Manifest, episodes: Mapping[str, Episode]) -> TrainingResult:
         """One step of GRPO from `manifest.base_step` on exactly the manifest's episodes.
 
-        Raises MalformedInput where the manifest cannot be trained on or episodes are missing, stale or without
-        logprobs, MissingCheckpoint where the base step is gone or the record of a step is damaged, and CollapsedPolicy
-        where a limit of training is passed. No checkpoint is written then. A run that was killed goes on after the last
-        update that it kept.
+        Raises MalformedInput where the manifest cannot be trained on or episodes are missing, stale, too long or
+        without logprobs, MissingCheckpoint where the base step is gone or the record of a step is damaged, and
+        CollapsedPolicy where a limit of training is passed. No checkpoint is written then. A run that was killed goes
+        on after the last update that it kept.
         """
         manifest.check_trainable(self.model_line)
         bring_newest(self._checkpoints)
@@ -61,19 +60,19 @@ class GRPOTrainingService:
             )
         from rl_assets.training.step import take_step  # loads torch and ART, which what is saved does without
 
-        began = time.perf_counter()
         with printed_to(_log):
-            take_step(
+            seconds = take_step(
                 manifest,
                 episodes,
                 self.grpo,
                 backend=self.backend_name,
-                checkpoints=self._checkpoints,
+                base=base,
+                first=self.checkpoint(0),
                 art_path=self.art_path,
             )
         step = self._saved(manifest.batch_id)
         assert step is not None
-        return self._result(manifest, step, time.perf_counter() - began, episodes)
+        return self._result(manifest, step, seconds, episodes)
 
     def _saved(self, batch_id: str) -> int | None:
         root = self._checkpoints

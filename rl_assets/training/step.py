@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,14 +25,22 @@ from rl_assets.training.untracked import untracked_model
 
 
 def take_step(
-    manifest: Manifest, episodes: Mapping[str, Episode], grpo: Grpo, *, backend: str, checkpoints: Path, art_path: Path
-) -> None:
-    """Train `manifest.base_step` on the manifest's episodes; the next step is then among the checkpoints of the line.
+    manifest: Manifest,
+    episodes: Mapping[str, Episode],
+    grpo: Grpo,
+    *,
+    backend: str,
+    base: Path,
+    first: Path,
+    art_path: Path,
+) -> float:
+    """Train the base step on the manifest's episodes; the next step is then among the checkpoints of the line. Returns
+    how long ART took, in seconds.
 
-    checkpoints: their directory, which holds base step and step 0. art_path: ART's root above it. Raises MalformedInput
-    where episodes are missing, stale, too long or without logprobs, and CollapsedPolicy.
+    base, first: the checkpoints of the base step and of step 0. art_path: ART's root above them. Raises MalformedInput
+    where episodes are missing, stale, too long or without logprobs, CollapsedPolicy, and what the backend does.
     """
-    base, played = checkpoints / f"{manifest.base_step:04d}", dict(episodes)
+    played = dict(episodes)
     if grpo.recompute:
         played |= with_logprobs([episodes[i] for i in manifest.without_logprobs(episodes)], base)
     groups = to_groups(manifest, played, grpo.most_stale)
@@ -45,10 +54,13 @@ def take_step(
                 f"{manifest.batch_id} holds an episode of {longest} tokens, more than the {MOST_TOKENS} that ART "
                 "trains on; free it, and play shorter ones"
             )
+        began = time.perf_counter()
         train_adapter(art_path, base, manifest.model_line, manifest.batch_id, groups, _told(grpo))
-        return
+        return time.perf_counter() - began
     notes = take_notes(manifest, played, grpo.cpu.holdout)
-    asyncio.run(_on_the_cpu(manifest, groups, notes, grpo, checkpoints / "0000", art_path, longest))
+    began = time.perf_counter()
+    asyncio.run(_on_the_cpu(manifest, groups, notes, grpo, first, art_path, longest))
+    return time.perf_counter() - began
 
 
 async def _on_the_cpu(

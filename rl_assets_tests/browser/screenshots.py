@@ -6,10 +6,10 @@ They are of the data that RL_ASSETS_DATA names, its newest batch that was evalua
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 from playwright.sync_api import Page, expect, sync_playwright
 
+from rl_assets.places import Place
 from rl_assets.settings import REPOSITORY, Settings
 from rl_assets_tests.browser.test_ui import CHROMIUM, GROUPS, PATIENCE, QUIET
 from rl_assets_tests.processes import query, served
@@ -21,7 +21,8 @@ NEWEST = """SELECT b.id FROM rl_assets.batches AS b JOIN rl_assets.evaluations A
 
 
 def main() -> None:
-    data = Settings.from_env().data_dir
+    settings = Settings.from_env()
+    data = settings.data_dir
     with served(data) as address, sync_playwright() as playwright:
         ((batch,),) = query(data, NEWEST)
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(QUIET))
@@ -30,7 +31,7 @@ def main() -> None:
         graph(page, address)
         page.set_viewport_size(SIZE)  # pyright: ignore[reportArgumentType]
         plot(page, address, batch)
-        report(page, data / "batches" / batch / "report.html")
+        report(page, settings.tree.batch(batch).report)
         browser.close()
 
 
@@ -54,7 +55,7 @@ def plot(page: Page, address: str, batch: str) -> None:
     shot(page, "gate")
 
 
-def report(page: Page, path: Path) -> None:
+def report(page: Page, path: Place) -> None:
     page.goto(path.as_uri())
     expect(page.get_by_text(re.compile("promoted|rejected")).first).to_be_visible(timeout=PATIENCE)
     shot(page, "report")

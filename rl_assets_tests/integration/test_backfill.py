@@ -127,18 +127,21 @@ def learned(data: Path) -> list[list[tuple]]:
 
 def test_hours_are_read_and_judged_again_and_an_old_batch_stays_the_model_that_it_is(ui: Ui):
     before = sets(ui.data, 8)
-    played = sorted(before)
-    assert played
+    in_time = """SELECT DISTINCT "windowId" FROM trajectories WHERE id NOT LIKE 'late-%' ORDER BY 1"""
+    played = [window for (window,) in query(ui.data, in_time)]
+    assert before.keys() == set(played)
     batch = query(ui.data, "SELECT id FROM rl_assets.batches ORDER BY created_at LIMIT 1")[0][0]
     # A loop may have claimed a batch just before it ended, which is trained now.
     until(lambda: not query(ui.data, "SELECT 1 FROM rl_assets.batches WHERE state NOT IN ('promoted', 'rejected')"))
     kept = learned(ui.data)
     assert all(kept)
 
-    for hour in (SPRING[2], AUTUMN[1]):
+    late = [SPRING[1], SPRING[2], AUTUMN[1]]
+    for hour in late:
         record_late(ui.data, hour)
     # The open hour is a partition too, and the same groups judged by the same judge are the same judgement set.
     hours = ui.launch(WINDOW_ASSETS, sorted({*SPRING, *AUTUMN, *played, window_of(datetime.now(UTC))}))
+    # Both write the groups of the played hours; the pool of the judge has one after the other do so.
     smaller = ui.launch(WINDOW_ASSETS[1:], played, {"resources": {"judge": {"config": {"group_size": 4}}}})
     old = ui.launch(("training_batches", "trained_models", "benchmark_evaluations"), [batch])
     ui.wait_for(hours, smaller, old)
@@ -151,6 +154,7 @@ def test_hours_are_read_and_judged_again_and_an_old_batch_stays_the_model_that_i
     assert {status for status, *_ in [*runs[3:], *ui.runs(smaller), *ui.runs(old)]} == {"SUCCESS"}
     hours_judged = query(ui.data, "SELECT window_id, count(*) FROM rl_assets.judgement_sets GROUP BY 1")
     assert {*SPRING, *AUTUMN} <= {window for window, count in hours_judged if count == 1}
+    assert set(late) <= sets(ui.data, 1).keys()
     assert sets(ui.data, 8) == before
     assert {window: len(judged) for window, judged in sets(ui.data, 4).items()} == dict.fromkeys(played, 1)
     assert learned(ui.data) == kept

@@ -61,9 +61,9 @@ def test_a_seed_is_played_alike_by_any_process(below: tuple[Path, int, str]):
 
 
 def test_an_interrupted_command_leaves_nothing_running(below: tuple[Path, int, str]):
-    """By SIGTERM; `ui` is ended by SIGINT, for all tests on one loop."""
+    """By SIGTERM; `ui` is ended by SIGINT, for all tests on one loop. What all three commands play makes a batch."""
     data, *_ = below
-    command = start(data, *SMALL, "--threshold", "32")
+    command = start(data, *SMALL, "--threshold", "48")
     deadline = time.monotonic() + 600
     assert command.stdout is not None
     for line in command.stdout:

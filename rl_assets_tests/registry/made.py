@@ -14,7 +14,7 @@ from rl_assets.registry.decisions import record_evaluation
 from rl_assets.registry.gate import Decision, Play, compare
 from rl_assets.registry.models import Model, champion_step, register_base, register_candidate
 from rl_assets.training.manifest import Manifest, ManifestGroup
-from rl_assets.training.service import TrainingResult
+from rl_assets.training.result import TrainingResult
 
 LINE = "babylon-agent"
 GATE = SPLITS["gate"][:8:4]

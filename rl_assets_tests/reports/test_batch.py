@@ -25,6 +25,7 @@ from rl_assets.reports.page import number
 from rl_assets.reports.summary import by_policy, summarise
 from rl_assets.store.episode_files import write_episodes_parquet
 from rl_assets.training.manifest import Manifest, ManifestGroup
+from rl_assets.tree import BatchFiles
 from rl_assets_tests.reports.pages import HOSTILE, Page, played, worlds
 
 LINE = "babylon-agent"
@@ -71,7 +72,7 @@ def rendered(directory: Path, **changes: Any) -> Place:
         "champion": CHAMPION,
         "episodes": EPISODES,
     }
-    return render_batch_report(directory, **{**given, **changes})
+    return render_batch_report(directory / "report.html", **{**given, **changes})
 
 
 def test_a_report_tells_what_was_trained_decided_and_played(tmp_path: Path):
@@ -210,26 +211,26 @@ def test_a_batch_of_the_ledger_is_reported_from_what_is_on_disk(conn: psycopg.Co
     (tmp_path / "0003").mkdir()
     (tmp_path / "0003" / "training.json").write_text(json.dumps(RECORD))
     write_episodes_parquet(tmp_path / "evaluation.parquet", EPISODES)
-    page = Page(write_batch_report(conn, tmp_path, MANIFEST.batch_id))
+    page = Page(write_batch_report(conn, BatchFiles(tmp_path), MANIFEST.batch_id))
     assert not page.faults
     assert DECISION.reason in page.text and "12.5" in page.text and "t-4" in page.text
 
 
 def test_a_batch_that_cannot_be_reported_says_what_to_do(conn: psycopg.Connection, tmp_path: Path):
     with pytest.raises(LedgerConflict):
-        write_batch_report(conn, tmp_path, "batch-unknown")
+        write_batch_report(conn, BatchFiles(tmp_path), "batch-unknown")
     inserted(conn, None, tmp_path / "0003")
     with pytest.raises(MalformedInput, match="has not been evaluated; materialize benchmark_evaluations"):
-        write_batch_report(conn, tmp_path, MANIFEST.batch_id)
+        write_batch_report(conn, BatchFiles(tmp_path), MANIFEST.batch_id)
     record_evaluation(conn, batch_id=MANIFEST.batch_id, candidate_step=3, champion_step=2, decision=DECISION)
     with pytest.raises(MissingCheckpoint, match="restore the checkpoint"):
-        write_batch_report(conn, tmp_path, MANIFEST.batch_id)
+        write_batch_report(conn, BatchFiles(tmp_path), MANIFEST.batch_id)
     (tmp_path / "0003").mkdir()
     for damaged in ("[]", "{", '{"curve": []}'):
         (tmp_path / "0003" / "training.json").write_text(damaged)
         with pytest.raises(MissingCheckpoint, match=r"is damaged: .*; restore the checkpoint"):
-            write_batch_report(conn, tmp_path, MANIFEST.batch_id)
+            write_batch_report(conn, BatchFiles(tmp_path), MANIFEST.batch_id)
     (tmp_path / "0003" / "training.json").write_text(json.dumps(RECORD))
     with pytest.raises(MalformedInput, match="materialize it"):
-        write_batch_report(conn, tmp_path, MANIFEST.batch_id)
+        write_batch_report(conn, BatchFiles(tmp_path), MANIFEST.batch_id)
     assert not (tmp_path / "report.html").exists()

@@ -23,11 +23,13 @@ from rl_assets.errors import CollapsedPolicy, MalformedInput, MissingCheckpoint
 from rl_assets.grouping import build_groups
 from rl_assets.registry.checkpoints import base_path, checkpoint_digest
 from rl_assets.reports.plots import CURVES
+from rl_assets.settings import REPOSITORY
 from rl_assets.training.figures import UNKNOWN, UPDATES, WHOLE, described
 from rl_assets.training.manifest import Manifest, ManifestGroup
 from rl_assets.training.options import CpuTraining, Grpo, Limits
 from rl_assets.training.recompute import with_logprobs
-from rl_assets.training.service import GRPOTrainingService, TrainingResult
+from rl_assets.training.result import TrainingResult
+from rl_assets.training.service import GRPOTrainingService
 from rl_assets_tests.processes import answering
 from rl_assets_tests.training import made
 from rl_assets_tests.training.made import BATCH, LINE, QUICK, by_id, judged, played, rewarded
@@ -70,12 +72,22 @@ def test_a_batch_becomes_the_next_step_once_and_its_base_stays_as_it_was(
     assert NeuralPolicy(Path(str(first.checkpoint_path))).grammar is not None
 
 
-def test_a_step_that_is_saved_is_found_without_what_trains() -> None:
-    code = (
-        "import sys, rl_assets.training.lines, rl_assets.training.service as s; "
-        "print([m for m in ('torch', 'transformers', 'art') if m in sys.modules])"
-    )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
+def test_a_step_that_is_saved_is_returned_without_loading_what_trains(
+    data: Path, batch: list[Episode], tmp_path: Path
+) -> None:
+    trained = train(data, judged(batch), batch)
+    pickled = tmp_path / "batch.pkl"
+    pickled.write_bytes(pickle.dumps((judged(batch), by_id(batch))))
+    code = f"""
+import pickle, sys
+from pathlib import Path
+from rl_assets.training.service import GRPOTrainingService
+manifest, episodes = pickle.loads(Path({str(pickled)!r}).read_bytes())
+print(GRPOTrainingService(Path({str(data)!r}), {LINE!r}).train(manifest, episodes).checkpoint_digest)
+print([name for name in ("torch", "transformers", "art") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [trained.checkpoint_digest, "[]"]
 
 
 def test_the_first_update_sees_the_policy_that_played(data: Path, batch: list[Episode]) -> None:
@@ -159,11 +171,13 @@ def test_a_killed_training_leaves_no_step_and_goes_on_where_it_was(
     pickled.write_bytes(pickle.dumps((manifest, by_id(batch))))
     trainer = trainers(data, pickled, keep_seconds)
     kept = data / "art" / "rl-assets" / "models" / LINE / "unfinished" / manifest.batch_id / "progress.pt"
-    while not kept.exists():
-        assert trainer.is_running(), f"the training ended before {first_kept} was kept"
-        time.sleep(0.002)
-    trainer.kill()
-    trainer.wait(60)
+    try:
+        while not kept.exists():
+            assert trainer.is_running(), f"the training ended before {first_kept} was kept"
+            time.sleep(0.002)
+    finally:
+        trainer.kill()
+        trainer.wait(60)
     assert steps(data) == ["0000"]
     held = torch.load(kept, weights_only=True)
     assert held["passes"] if first_kept == "a pass" else len(held["curve"]) > 0

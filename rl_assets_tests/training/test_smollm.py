@@ -26,7 +26,7 @@ from rl_assets.training.forward import masked_logprobs
 from rl_assets.training.inference import InferenceServer
 from rl_assets.training.lora import Lora, adapt, load_lora, merge
 from rl_assets.training.manifest import Manifest, ManifestGroup
-from rl_assets.training.options import SMOLLM
+from rl_assets.training.options import SMOLLM_GRPO
 from rl_assets.training.service import GRPOTrainingService
 from rl_assets.training.smollm import ensure_smollm2
 from rl_assets_tests.training.made import by_id, ids
@@ -99,7 +99,7 @@ def test_a_language_model_plays_is_judged_and_takes_a_step(tmp_path: Path) -> No
     scores = {verdict.trajectory_id: verdict.score for verdict in ranking.verdicts}
     judged = ManifestGroup(group.group_id, group.trajectory_ids, tuple(scores[i] for i in group.trajectory_ids))
     manifest = Manifest("batch-0123456789abcdef", LINE, 0, ("judgements-1",), (window,), (judged,))
-    recipe = replace(SMOLLM, cpu=replace(SMOLLM.cpu, holdout=0.0))
+    recipe = replace(SMOLLM_GRPO, cpu=replace(SMOLLM_GRPO.cpu, holdout=0.0))
     result = GRPOTrainingService(tmp_path, LINE, grpo=recipe).train(manifest, by_id(episodes))
 
     assert (result.step, len(result.curve)) == (1, 1)

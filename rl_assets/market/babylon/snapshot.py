@@ -29,6 +29,7 @@ from rl_assets.market.snapshot import (
     Truth,
 )
 from rl_assets.places import Place, local_file
+from rl_assets.tree import public_file, sealed_file
 
 FORMAT = "rl-assets.babylon-snapshot/1"
 TRUTH_FORMAT = "rl-assets.babylon-truth/1"
@@ -160,8 +161,8 @@ def truth_from(record: dict[str, Any]) -> BabylonTruth:
 
 
 def load_imported(root: Place, snapshot_id: str) -> BabylonSnapshot:
-    """Read `root/<id>/public.json` and check that its content is what its id says. Raises MalformedInput."""
-    path = root / snapshot_id / "public.json"
+    """Read the public file and check that its content is what its id says. Raises MalformedInput."""
+    path = public_file(root, snapshot_id)
     snapshot = snapshot_from(_read(path, snapshot_id, FORMAT))
     if snapshot.id != snapshot_id:
         raise MalformedInput(f"{path} holds snapshot {snapshot.id}, not {snapshot_id}; import its file again")
@@ -169,8 +170,8 @@ def load_imported(root: Place, snapshot_id: str) -> BabylonSnapshot:
 
 
 def load_imported_truth(root: Place, snapshot_id: str) -> BabylonTruth:
-    """Read `root/sealed/<id>.json` and check that it is the truth of this snapshot. Raises MalformedInput."""
-    path = root / "sealed" / f"{snapshot_id}.json"
+    """Read the sealed file and check that it is the truth of this snapshot. Raises MalformedInput."""
+    path = sealed_file(root, snapshot_id)
     record = _read(path, snapshot_id, TRUTH_FORMAT)
     if digest(record) != load_imported(root, snapshot_id).truth_digest:
         raise MalformedInput(f"{path} is not the truth of {snapshot_id}; import its file again")
