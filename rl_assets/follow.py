@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from rl_assets.settings import Settings
 
-LOOK_SECONDS = 1.0
+LOOK_SECONDS = 0.25
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,8 @@ def until(
     on_sight: Callable[[Sight], None],
     check: Callable[[], None],
 ) -> Sight:
-    """Look once a second until `done`. deadline: on the monotonic clock, in seconds. `check` raises if a service died.
+    """Look every LOOK_SECONDS until `done`. deadline: on the monotonic clock, in seconds. `check` raises where a service
+    died.
 
     Raises RlAssetsError if a run failed for good or the deadline passes; what is recorded stays, and the pipeline goes
     on from there with the next daemon.

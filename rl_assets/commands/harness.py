@@ -221,7 +221,7 @@ def _let_runs_end() -> None:
     working = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
     deadline = time.monotonic() + SETTLE_SECONDS
     while instance.get_runs(dg.RunsFilter(statuses=working), limit=1) and time.monotonic() < deadline:
-        time.sleep(0.5)
+        time.sleep(0.1)
 
 
 def _ready(conn: psycopg.Connection, settings: Settings) -> Readiness:
