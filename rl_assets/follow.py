@@ -111,8 +111,8 @@ def until(
     on_sight: Callable[[Sight], None],
     check: Callable[[], None],
 ) -> Sight:
-    """Look every LOOK_SECONDS until `done`. deadline: on the monotonic clock, in seconds. `check` raises where a service
-    died.
+    """Look every LOOK_SECONDS until `done`. deadline: on the monotonic clock, in seconds. `check` raises where a
+    service died.
 
     Raises RlAssetsError if a run failed for good or the deadline passes; what is recorded stays, and the pipeline goes
     on from there with the next daemon.

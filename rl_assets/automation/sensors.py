@@ -4,6 +4,7 @@ What is decided, and how, is in `rl_assets.windows` and `rl_assets.training.trig
 cursor.
 """
 
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
@@ -30,6 +31,9 @@ JUDGED_EVERY_HOURS, JUDGED_FOR = 6, timedelta(days=2)
 OFTEN = 4
 """Least seconds between ticks of the sensors on which the loop waits. The daemon looks every 5 s; with an interval of 5
 it would find every other tick a moment too early."""
+PATIENCE_SECONDS, AGAIN_SECONDS = 4.0, 0.25
+"""How long a tick of the training sensor goes on looking while an hour is judged, which may bring what is missing, and
+how often: it would else wait for the daemon to come by again."""
 RANGE_DIGEST = "rl_assets/range"
 IF_FAILED = "rl_assets/if_failed"
 """Tag of the runs of hours that are requested here: `again` until one that has not read its hour is dealt with."""
@@ -165,7 +169,13 @@ def failed_windows(instance: dg.DagsterInstance) -> dict[str, str]:
     description="Claims a batch once enough fresh judged episodes wait, and requests the run of a batch that has none.",
 )
 def training_sensor(context: dg.SensorEvaluationContext, database: Database, trainer: Trainer) -> dg.SensorResult:
-    found = next_training(context.instance, database, trainer)
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        judging = _is_judging(context.instance)  # asked first, so that what it has just judged is seen
+        found = next_training(context.instance, database, trainer)
+        if found.run_key is not None or not judging or time.monotonic() >= deadline:
+            break
+        time.sleep(AGAIN_SECONDS)
     if found.run_key is None or found.batch is None:
         return dg.SensorResult(skip_reason=found.reason)
     context.log.info(found.reason)
@@ -173,6 +183,12 @@ def training_sensor(context: dg.SensorEvaluationContext, database: Database, tra
     return dg.SensorResult(
         run_requests=[request], dynamic_partitions_requests=[BATCHES.build_add_request([found.batch.id])]
     )
+
+
+def _is_judging(instance: dg.DagsterInstance) -> bool:
+    """Whether a run of an hour works right now."""
+    at_work = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED]
+    return bool(instance.get_run_ids(dg.RunsFilter(job_name=window_job.name, statuses=at_work), limit=1))
 
 
 def _record_end(context: dg.RunStatusSensorContext, database: Database, error: str) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import dagster as dg
 import psycopg
 import pytest
+from dagster._core.utils import make_new_run_id
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -62,6 +63,32 @@ def tick(
 def said(result: dg.SensorResult) -> str:
     assert result.skip_reason is not None
     return result.skip_reason.skip_message or ""
+
+
+def test_what_is_judged_during_a_tick_is_claimed_in_it(
+    conn: psycopg.Connection,
+    postgres_url: str,
+    instance: dg.DagsterInstance,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setenv("TRAINING_MIN_TRAJECTORIES", "20")
+    a_champion(conn)
+    waiting(conn, 10, siblings=10)
+    pauses: list[float] = []
+
+    def meanwhile(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 2:
+            waiting(conn, 10, siblings=10, window="2026-11-23T09:00")
+
+    monkeypatch.setattr("rl_assets.automation.sensors.time.sleep", meanwhile)
+    assert said(tick(training_sensor, instance, postgres_url)) == "10 of 20 fresh episodes"
+    assert pauses == []
+    instance.add_run(
+        dg.DagsterRun(job_name="pipeline_window", run_id=make_new_run_id(), status=dg.DagsterRunStatus.STARTED)
+    )
+    result = tick(training_sensor, instance, postgres_url)
+    assert len(result.run_requests or []) == 1 and len(pauses) == 2
 
 
 def test_at_999_the_sensor_skips_with_the_count_and_at_1000_it_requests_the_training(
