@@ -32,8 +32,8 @@ OFTEN = 4
 """Least seconds between ticks of the sensors on which the loop waits. The daemon looks every 5 s; with an interval of 5
 it would find every other tick a moment too early."""
 PATIENCE_SECONDS, AGAIN_SECONDS = 4.0, 0.25
-"""How long a tick of the training sensor goes on looking while an hour is judged, which may bring what is missing, and
-how often: it would else wait for the daemon to come by again."""
+"""How long a tick of the training sensor goes on looking while too few episodes are judged and an hour is at work that
+may bring the others, and how often: it would else wait for the daemon to come by again."""
 RANGE_DIGEST = "rl_assets/range"
 IF_FAILED = "rl_assets/if_failed"
 """Tag of the runs of hours that are requested here: `again` until one that has not read its hour is dealt with."""
@@ -173,7 +173,7 @@ def training_sensor(context: dg.SensorEvaluationContext, database: Database, tra
     while True:
         judging = _is_judging(context.instance)  # asked first, so that what it has just judged is seen
         found = next_training(context.instance, database, trainer)
-        if found.run_key is not None or not judging or time.monotonic() >= deadline:
+        if not (judging and found.too_few) or time.monotonic() >= deadline:
             break
         time.sleep(AGAIN_SECONDS)
     if found.run_key is None or found.batch is None:

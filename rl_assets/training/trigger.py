@@ -46,11 +46,13 @@ class Runs:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What a look at the queue led to: a batch to run under `run_key`, or only a reason why nothing is to be run."""
+    """What a look at the queue led to: a batch to run under `run_key`, or only a reason why nothing is to be run.
+    too_few: that reason is that more judged episodes are needed."""
 
     reason: str
     batch: Batch | None = None
     run_key: str | None = None
+    too_few: bool = False
 
 
 def look(
@@ -100,7 +102,7 @@ def claim(
     if ready.in_flight_batch is not None:
         return Look(f"{ready.in_flight_batch} is in flight; one batch of {model_line} is trained at a time ({counts})")
     if forced_by is None and ready.fresh < minimum:
-        return Look(counts)
+        return Look(counts, too_few=True)
     if ready.fresh < minimum:
         logger.warning("the threshold of %d is overridden by %s: %d fresh episodes", minimum, forced_by, ready.fresh)
     batch = claim_batch(

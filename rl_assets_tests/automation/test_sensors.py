@@ -12,6 +12,7 @@ from dagster._core.utils import make_new_run_id
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rl_assets.automation.runs import RUN_KEY
 from rl_assets.automation.schedules import daily_training_schedule
 from rl_assets.automation.sensors import (
     JUDGED_EVERY_HOURS,
@@ -88,7 +89,20 @@ def test_what_is_judged_during_a_tick_is_claimed_in_it(
         dg.DagsterRun(job_name="pipeline_window", run_id=make_new_run_id(), status=dg.DagsterRunStatus.STARTED)
     )
     result = tick(training_sensor, instance, postgres_url)
-    assert len(result.run_requests or []) == 1 and len(pauses) == 2
+    (request,) = result.run_requests or []
+    assert len(pauses) == 2
+
+    # A batch in flight is waited for by no look: each may ask W&B about it.
+    instance.add_run(
+        dg.DagsterRun(
+            job_name="training",
+            run_id=make_new_run_id(),
+            status=dg.DagsterRunStatus.STARTED,
+            tags={PARTITION: str(request.partition_key), RUN_KEY: str(request.run_key)},
+        )
+    )
+    assert "is reserved, in run" in said(tick(training_sensor, instance, postgres_url))
+    assert len(pauses) == 2
 
 
 def test_at_999_the_sensor_skips_with_the_count_and_at_1000_it_requests_the_training(
