@@ -23,6 +23,16 @@ def storable(text: str) -> str:
     return whole(text).replace("\x00", "\ufffd")
 
 
+def visible(text: str) -> str:
+    """Text on one line: what cannot be printed, such as what ends a line or moves a cursor, becomes U+FFFD."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in text)
+
+
 def printable(text: str, most: int = SHORT) -> str:
-    """The first `most` characters, on one line: what cannot be printed, such as what moves a cursor, becomes U+FFFD."""
-    return "".join(c if c.isprintable() else "\ufffd" for c in text[:most]) + ("…" if len(text) > most else "")
+    """The first `most` characters, made visible."""
+    return visible(text[:most]) + ("…" if len(text) > most else "")
+
+
+def in_a_line(text: str, most: int) -> str:
+    """The same of text with lines of its own, which a space parts here."""
+    return printable(" ".join(text.split()), most)

@@ -20,7 +20,7 @@ from rl_assets.episodes import digest
 from rl_assets.errors import ConfigurationError, MissingCheckpoint, RlAssetsError, ServiceError
 from rl_assets.registry.checkpoints import checkpoint_digest
 from rl_assets.registry.partial import partial_directory
-from rl_assets.text import printable
+from rl_assets.text import in_a_line
 from rl_assets.training.manifest import Manifest
 from rl_assets.training.result import TrainingResult
 from rl_assets.tree import BATCH_EPISODES, BATCH_MANIFEST
@@ -160,7 +160,7 @@ def _artifact(name: str, kind: str, content: str, made_of: list[Link], **rest: A
 
 def _said(error: Exception) -> str:
     said = str(error).replace(os.environ.get("WANDB_API_KEY") or "\0", "***")
-    return printable(" ".join(said.split()), 200)
+    return in_a_line(said, 200)
 
 
 def _file_digest(path: Path) -> str:

@@ -136,9 +136,10 @@ def _report(lake: Lake, batch: "Batch", found: "Evaluation", episodes: list["Epi
 
     champion, everybody = str(Policy(batch.model_line, found.champion_step)), by_policy(episodes)
     ids = sorted({str(episode.snapshot_id) for episode in episodes})
-    worlds = {key: load_world(lake.tree.snapshots, key) for key in ids}
+    tree = lake.tree
+    worlds = {key: load_world(tree.snapshots, key) for key in ids}
     ordered = {champion: everybody[champion], **everybody}
-    return write_comparison_report(lake.tree.batch(batch.id).comparison, ordered, worlds=worlds)
+    return write_comparison_report(tree.batch(batch.id).comparison, ordered, worlds=worlds)
 
 
 def _summary(batch: "Batch", evaluation: "Evaluation") -> dict:

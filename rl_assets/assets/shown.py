@@ -99,11 +99,12 @@ def read_hours(
     The others are told as having no rows: a range to be judged again holds quiet hours, which nobody ever read. Fails
     where none is left.
     """
-    hours = [hour for hour in context.partition_keys if file(lake.tree.window(hour)).is_file()]
+    tree = lake.tree  # which reads the environment, and hours may be thousands
+    hours = [hour for hour in context.partition_keys if file(tree.window(hour)).is_file()]
     if not hours:
         hour = context.partition_keys[0]
         sentence = f"{asset} of {hour} is not there; materialize it before {context.asset_key.to_user_string()}"
-        required(file(lake.tree.window(hour)), sentence)
+        required(file(tree.window(hour)), sentence)
     for hour in context.partition_keys:
         if hour not in hours:
             note = f"skipped: no {asset} of this hour, in which nothing was recorded when it was looked at"

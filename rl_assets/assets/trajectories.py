@@ -73,15 +73,16 @@ def recorded_trajectories(
 
     replayed, faults, reasons = 0, [], Counter()
     pnl: dict[str, array] = {}
+    tree = lake.tree
     with database.connect() as conn:
         for window in context.partition_keys:
-            files, found = lake.tree.window(window), _Found()
+            files, found = tree.window(window), _Found()
             with written_window(files) as add:
                 for read in read_window(conn, window):
-                    part = without_unknown(conn, read, lake.tree.snapshots)
+                    part = without_unknown(conn, read, tree.snapshots)
                     add(part)
                     found.add(part)
-            count, wrong = replay_sample(found.sample, lake.tree.snapshots, REPLAYED)
+            count, wrong = replay_sample(found.sample, tree.snapshots, REPLAYED)
             replayed, faults = replayed + count, faults + wrong
             reasons.update(found.rejected)
             for policy, values in found.pnl.items():

@@ -165,7 +165,6 @@ def _interval(value: Interval | None) -> str | None:
 
 def _told(results: Results) -> list[str]:
     """The leaderboard in a line: > between neighbours of whom one is surely better, = between those of whom none is."""
-
     board = results.ranking()
     if board is None or len(board.standings) < 2:
         return []

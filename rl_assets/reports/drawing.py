@@ -17,6 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from rl_assets.errors import MalformedInput
+from rl_assets.text import visible
 
 BLUE, ORANGE, GREEN, PURPLE, SKY, AMBER = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"
 SERIES = (BLUE, ORANGE, GREEN, PURPLE, SKY, AMBER, "#5A5A5A", "#000000")
@@ -30,7 +31,7 @@ LONGEST_LABEL = 32
 
 def safe_label(text: object, longest: int = LONGEST_LABEL) -> str:
     """Text that matplotlib draws as it stands: no mathtext, no control or bidi characters, one line, not too long."""
-    plain = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in str(text)) or "(no name)"
+    plain = visible(str(text)) or "(no name)"
     if len(plain) > longest:
         head = (longest - 1) * 2 // 3
         plain = f"{plain[:head]}…{plain[head + 1 - longest :]}"

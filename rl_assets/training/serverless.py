@@ -28,7 +28,7 @@ from rl_assets.registry.models import get_model, list_models, protected_steps
 from rl_assets.settings import ServerlessSettings
 from rl_assets.store.ledger import Batch, advance_batch, get_batch
 from rl_assets.store.submissions import begin_submission, update_submission
-from rl_assets.text import printable
+from rl_assets.text import in_a_line
 from rl_assets.training.manifest import Manifest
 from rl_assets.training.reconcile import Evidence, ask, recorded, result_of, void
 from rl_assets.training.remote_models import identity, reference
@@ -185,7 +185,7 @@ class ServerlessTrainingService:
             if not begun:
                 raise
             # Whatever went wrong on the way, what W&B has decides; only a refusal is known at once.
-            said = printable(" ".join(str(error).replace(str(self._settings.api_key), "***").split()), 300)
+            said = in_a_line(str(error).replace(str(self._settings.api_key), "***"), 300)
             refused = None
             if now.job_id is None and isinstance(error, APIStatusError) and error.status_code in REFUSED:
                 refused = refusal(error.status_code, said)

@@ -33,7 +33,6 @@ RECORD = "smollm2.json"
 CONTROL = 3
 """The type of a token in GGUF that stands for no text."""
 
-
 LAYER = {
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",

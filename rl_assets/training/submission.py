@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from rl_assets.errors import MalformedInput
-from rl_assets.text import printable
+from rl_assets.text import in_a_line
 
 KEY = "submission"
 """Under which the ledger keeps it in a batch's result."""
@@ -80,7 +80,7 @@ def fate_of(submission: Submission, checkpoints: Sequence[Checkpoint], events: S
     failure = next((e for e in events if e.kind == "training_failed"), None)
     ended = any(e.kind == "training_ended" for e in events)
     if failure is not None:
-        said = printable(" ".join(str(failure.data.get("error_message") or "no reason given").split()), 300)
+        said = in_a_line(str(failure.data.get("error_message") or "no reason given"), 300)
         if not new:
             return Fate("failed", f"W&B says that the training failed: {said}")
         return Fate(

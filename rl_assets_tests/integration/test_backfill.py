@@ -97,6 +97,7 @@ class Ui:
 
 @pytest.fixture
 def ui(address: str, looped: Path, late_hour: str) -> Ui:
+    """Its daemon notices the late hour while other tests are at work."""
     return Ui(address, looped)
 
 

@@ -65,9 +65,7 @@ def by_id(episodes: Sequence[Episode]) -> dict[str, Episode]:
 if __name__ == "__main__":  # for a test that kills trainings: forks one per line of JSON, and says which process it is
     import torch
 
-    from rl_assets.training import cpu, step
-
-    assert step  # loaded once for all of them
+    from rl_assets.training import cpu  # with ART, once for all of them
 
     torch.set_num_threads(1)
     for line in sys.stdin:
